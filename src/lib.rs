@@ -1,0 +1,9 @@
+//! mysql-pitr ships MySQL binlogs and snapshots to an object store, and recovers a server at any chosen microsecond.
+//!
+//! Eight floors, lower ones know nothing of higher ones: `support`, `store` and `binlog` at the ground; `mysql` and
+//! `archive` on them; `ship`, `source` and `volume`; `snapshot` and `inspect`; `recover`; `agent`; `cli`. Only `agent` and
+//! `cli` read the configuration and construct stores and clients; everyone else is handed what it needs.
+
+pub mod binlog;
+pub mod store;
+pub mod support;

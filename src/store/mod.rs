@@ -1,0 +1,128 @@
+//! Object stores behind one small trait.
+//!
+//! The archive writes objects once and reads them whole or by prefix listing; the few objects that change do so by
+//! conditional PUT. Every implementation runs the cases of `tests/store_conformance.rs`.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::io::AsyncRead;
+
+pub mod filesystem;
+#[cfg(feature = "aws")]
+pub mod s3;
+
+/// The largest object that [`Store::get`] returns; larger ones are read as a stream.
+pub const GET_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// What a store knows about one object without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectMeta {
+    pub key: String,
+    /// Bytes as stored.
+    pub size_bytes: u64,
+}
+
+/// Names one content of one object, for [`Put::IfMatch`]. Opaque.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Version(pub String);
+
+/// Under which condition a PUT takes effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Put {
+    /// Only where no object has this key; else [`StoreError::AlreadyExists`].
+    IfAbsent,
+    /// Only over exactly this content; else [`StoreError::Precondition`].
+    IfMatch(Version),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("there is no object {url}/{key}")]
+    NotFound { url: String, key: String },
+    #[error("object {url}/{key} exists already")]
+    AlreadyExists { url: String, key: String },
+    #[error("object {url}/{key} was changed by somebody else")]
+    Precondition { url: String, key: String },
+    #[error("object {url}/{key} has {size_bytes} bytes, more than the {limit_bytes} expected of it")]
+    TooLarge { url: String, key: String, size_bytes: u64, limit_bytes: u64 },
+    /// The store itself is not usable as configured: no such bucket, no permission, no such folder. Trying again does not help.
+    #[error("store {url} refused to {operation}: {reason}")]
+    Refused { url: String, operation: String, reason: String },
+    /// Anything else: network, time-out, 5xx, disk. Trying again may help.
+    #[error("store {url} failed to {operation}")]
+    Failed {
+        url: String,
+        /// The verb and the key, e.g. `put a/b.json`.
+        operation: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, StoreError::Failed { .. })
+    }
+
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, StoreError::NotFound { .. })
+    }
+
+    pub fn is_already_exists(&self) -> bool {
+        matches!(self, StoreError::AlreadyExists { .. })
+    }
+}
+
+/// A stream of an object's bytes.
+pub type ObjectReader = Box<dyn AsyncRead + Send + Unpin>;
+
+/// An object being written in pieces, with memory bounded however large it grows. It becomes visible whole at
+/// [`Upload::finish`] or not at all; dropped unfinished, it is aborted as far as the store allows.
+#[async_trait]
+pub trait Upload: Send {
+    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError>;
+
+    /// Publishes the object if no object has its key.
+    ///
+    /// # Errors
+    /// [`StoreError::AlreadyExists`] where one has; nothing was changed then.
+    async fn finish(self: Box<Self>) -> Result<(), StoreError>;
+
+    /// Gives the upload up and frees what it holds in the store.
+    async fn abort(self: Box<Self>);
+}
+
+/// A bucket. Keys are relative to the configured URL, `/`-separated, without empty, `.` or `..` parts.
+/// Every call ends within [`CALL_TIMEOUT`] of its last progress.
+#[async_trait]
+pub trait Store: Send + Sync + fmt::Debug {
+    /// For messages; no credentials in it.
+    fn url(&self) -> &str;
+
+    /// Writes a small object. When this returns, the object survives a power cut.
+    async fn put(&self, key: &str, bytes: Bytes, condition: Put) -> Result<Version, StoreError>;
+
+    /// Begins a large object.
+    async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError>;
+
+    /// A whole object of at most [`GET_BYTES_MAX`] bytes.
+    async fn get(&self, key: &str) -> Result<(Bytes, Version), StoreError>;
+
+    /// An object of any size, from its first byte.
+    async fn read(&self, key: &str) -> Result<ObjectReader, StoreError>;
+
+    /// Every object whose key starts with `prefix` and is greater than `start_after` (bytewise), in bytewise key order.
+    async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<ObjectMeta>, StoreError>;
+
+    /// Removes an object; one that is not there is no error. For retention and for probes, never for the agent's own data.
+    async fn delete(&self, key: &str) -> Result<(), StoreError>;
+}
+
+/// How long one call to a store may go on without progress.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Shared handle, as everything above hands it around.
+pub type SharedStore = Arc<dyn Store>;

@@ -1,0 +1,47 @@
+//! Wall-clock time as the archive writes it: microseconds since 1970-01-01 UTC, as MySQL's GTID events do.
+
+use jiff::{Timestamp, tz::TimeZone};
+
+/// Now, in microseconds since the epoch.
+pub fn now_us() -> i64 {
+    Timestamp::now().as_microsecond()
+}
+
+/// RFC 3339 in UTC with six decimals, e.g. `2026-11-21T10:14:03.120000Z`.
+pub fn format_utc(us: i64) -> String {
+    match Timestamp::from_microsecond(us) {
+        Ok(t) => format!("{t:.6}"),
+        Err(_) => format!("{us} µs"),
+    }
+}
+
+/// Local time with its offset and six decimals, e.g. `2026-11-21 11:14:03.120000 +01:00`.
+pub fn format_local(us: i64) -> String {
+    match Timestamp::from_microsecond(us) {
+        Ok(t) => t.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S%.6f %:z").to_string(),
+        Err(_) => format!("{us} µs"),
+    }
+}
+
+/// Parses RFC 3339 with an offset (a time without one is ambiguous, and refused) into microseconds.
+pub fn parse_rfc3339(text: &str) -> Result<i64, String> {
+    text.parse::<Timestamp>()
+        .map(|t| t.as_microsecond())
+        .map_err(|e| format!("`{text}` is not an RFC 3339 time with an offset, such as 2026-11-21T10:14:03.120Z or 2026-11-21T11:14:03+01:00: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips_microseconds() {
+        let us = parse_rfc3339("2026-11-21T11:14:03.120001+01:00").unwrap();
+        assert_eq!(format_utc(us), "2026-11-21T10:14:03.120001Z");
+    }
+
+    #[test]
+    fn refuses_a_time_without_an_offset() {
+        assert!(parse_rfc3339("2026-11-21 10:14:03").unwrap_err().contains("with an offset"));
+    }
+}
