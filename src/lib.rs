@@ -4,6 +4,8 @@
 //! `archive` on them; `ship`, `source` and `volume`; `snapshot` and `inspect`; `recover`; `agent`; `cli`. Only `agent` and
 //! `cli` read the configuration and construct stores and clients; everyone else is handed what it needs.
 
+pub mod archive;
 pub mod binlog;
+pub mod mysql;
 pub mod store;
 pub mod support;

@@ -16,6 +16,8 @@ const EVENT_BYTES_MAX: u64 = (1 << 30) + (1 << 16);
 pub enum SplitError {
     #[error("it is no binlog: it does not begin with the magic bytes")]
     NoMagic,
+    #[error("it does not begin with a Format_description event")]
+    NoFormat,
     #[error("the event at position {position} claims a length of {len} bytes")]
     Length { position: u64, len: u32 },
     #[error("the event at position {position} (type {kind}) has a wrong checksum")]
@@ -79,6 +81,7 @@ pub struct Splitter {
     position: u64,
     checksum: bool,
     magic_missing: bool,
+    format_missing: bool,
     /// Bytes of a header, or of a small event, that came in an earlier push.
     pending: Vec<u8>,
     current: Option<Current>,
@@ -87,12 +90,12 @@ pub struct Splitter {
 impl Splitter {
     /// For a binlog from its very beginning, magic bytes included.
     pub fn new() -> Self {
-        Splitter { position: 0, checksum: false, magic_missing: true, pending: Vec::new(), current: None }
+        Splitter { position: 0, checksum: false, magic_missing: true, format_missing: true, pending: Vec::new(), current: None }
     }
 
     /// For the events from `position` on, where the Format_description was seen before.
     pub fn resume(position: u64, checksum: bool) -> Self {
-        Splitter { position, checksum, magic_missing: false, pending: Vec::new(), current: None }
+        Splitter { position, checksum, magic_missing: false, format_missing: false, pending: Vec::new(), current: None }
     }
 
     /// Where the next event starts, or the one that is being received.
@@ -143,7 +146,7 @@ impl Splitter {
         if self.pending.is_empty()
             && let Some(header) = Header::parse(bytes)
         {
-            self.check_length(&header)?;
+            self.check_header(&header)?;
             if let Some((event, rest)) = bytes.split_at_checked(header.len as usize)
                 && event.len() <= WHOLE_EVENT_BYTES_MAX
             {
@@ -157,7 +160,7 @@ impl Splitter {
             return Ok(&bytes[take..]);
         }
         let header = Header::parse(&self.pending).ok_or(SplitError::Length { position: self.position, len: 0 })?;
-        self.check_length(&header)?;
+        self.check_header(&header)?;
         let limit = if header.kind == kind::PREVIOUS_GTIDS { PREVIOUS_GTIDS_BYTES_MAX } else { WHOLE_EVENT_BYTES_MAX };
         let whole = header.len as usize <= limit;
         let mut crc = crc32fast::Hasher::new();
@@ -233,6 +236,7 @@ impl Splitter {
         if describes {
             let format = FormatDescription::parse(&event[HEADER_BYTES..]).map_err(|source| SplitError::Event { position: start, source })?;
             self.checksum = format.checksum;
+            self.format_missing = false;
         }
         // A server with binlog_checksum=NONE writes a right checksum into the Format_description all the same (seen on 9.7.4).
         if (self.checksum || describes) && !checksum_is_right(event) {
@@ -242,7 +246,10 @@ impl Splitter {
         sink(&Piece { header, start, offset: 0, bytes: event, checksum: self.checksum })
     }
 
-    fn check_length(&self, header: &Header) -> Result<(), SplitError> {
+    fn check_header(&self, header: &Header) -> Result<(), SplitError> {
+        if self.format_missing && header.kind != kind::FORMAT_DESCRIPTION {
+            return Err(SplitError::NoFormat);
+        }
         let least = HEADER_BYTES + if self.checksum || header.kind == kind::FORMAT_DESCRIPTION { CHECKSUM_BYTES } else { 0 };
         let most = if header.kind == kind::PREVIOUS_GTIDS { PREVIOUS_GTIDS_BYTES_MAX as u64 } else { EVENT_BYTES_MAX };
         if (least as u64..=most).contains(&u64::from(header.len)) {

@@ -1,0 +1,197 @@
+//! Where things lie: every key of the archive is made and taken apart here.
+
+use std::fmt;
+
+use jiff::{Timestamp, tz::TimeZone};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::codec::Codec;
+
+const NS_PER_US: i64 = 1000;
+
+/// The name that an archive's keys begin with: one replication topology.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Shard(String);
+
+impl TryFrom<String> for Shard {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Shard, String> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(fits) {
+            return Err(format!("shard `{}` must consist of letters, digits, `.`, `_` and `-`, and not start with `.`", name.escape_debug()));
+        }
+        Ok(Shard(name))
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One binlog's place. The label tells binlogs of the same server and name apart, and carries no other meaning.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct BinlogPlace {
+    pub server_uuid: Uuid,
+    /// The shipping agent's clock when it first saw the binlog, ns since the epoch.
+    pub label_ns: i64,
+    /// As the server calls it, e.g. `binlog.000042`.
+    pub name: String,
+}
+
+impl BinlogPlace {
+    /// `<shard>/<year>/<Month>/<day>/<uuid>/<label>_<name><.gz|.zst>`, dates in UTC.
+    pub fn sealed_key(&self, shard: &Shard, codec: Codec) -> String {
+        let seen = Timestamp::from_microsecond(self.label_ns / NS_PER_US).unwrap_or(Timestamp::UNIX_EPOCH).to_zoned(TimeZone::UTC);
+        let day = seen.strftime("%Y/%B/%-d");
+        format!("{shard}/{day}/{}/{}_{}{}", self.server_uuid, self.label_ns, self.name, codec.extension())
+    }
+
+    /// Written last: a sealed binlog without it does not exist.
+    pub fn manifest_key(&self, shard: &Shard, codec: Codec) -> String {
+        format!("{}{MANIFEST_SUFFIX}", self.sealed_key(shard, codec))
+    }
+
+    pub fn segments_prefix(&self, shard: &Shard) -> String {
+        format!("{}{}/{}_{}/", segments_prefix(shard), self.server_uuid, self.label_ns, self.name)
+    }
+
+    /// Written before any other object of the binlog.
+    pub fn opening_key(&self, shard: &Shard) -> String {
+        format!("{}{OPENING}", self.segments_prefix(shard))
+    }
+
+    pub fn segment_key(&self, shard: &Shard, range: SegmentRange, codec: Codec) -> String {
+        format!("{}{:016}-{:016}{}", self.segments_prefix(shard), range.start, range.end, codec.extension())
+    }
+}
+
+impl fmt::Display for BinlogPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of server {}", self.name, self.server_uuid)
+    }
+}
+
+/// `start..end` of a binlog's bytes, the magic bytes counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SegmentRange {
+    pub start: u64,
+    pub end: u64,
+}
+
+/// A key under [`segments_prefix`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TailKey {
+    Opening(BinlogPlace),
+    Segment(BinlogPlace, SegmentRange),
+}
+
+const OPENING: &str = "open.json";
+const MANIFEST_SUFFIX: &str = ".json";
+
+pub fn segments_prefix(shard: &Shard) -> String {
+    format!("{shard}/segments/")
+}
+
+/// What a key under [`segments_prefix`] is; None for what is nothing of ours.
+pub fn parse_tail_key(shard: &Shard, key: &str) -> Option<TailKey> {
+    let mut parts = key.strip_prefix(&segments_prefix(shard))?.split('/');
+    let server_uuid = Uuid::try_parse(parts.next()?).ok()?;
+    let (label, name) = parts.next()?.split_once('_')?;
+    let place = BinlogPlace { server_uuid, label_ns: label.parse().ok()?, name: name.to_owned() };
+    let file = parts.next()?;
+    if parts.next().is_some() {
+        return None;
+    }
+    if file == OPENING {
+        return Some(TailKey::Opening(place));
+    }
+    let stem = file.strip_suffix(Codec::of_key(file).extension())?;
+    let (start, end) = stem.split_once('-')?;
+    let range = SegmentRange { start: start.parse().ok()?, end: end.parse().ok()? };
+    (range.start < range.end).then_some(TailKey::Segment(place, range))
+}
+
+/// All sealed binlogs and manifests lie under this: the years 2000 to 2999.
+pub fn sealed_prefix(shard: &Shard) -> String {
+    format!("{shard}/2")
+}
+
+pub fn is_manifest(key: &str) -> bool {
+    key.ends_with(MANIFEST_SUFFIX)
+}
+
+pub fn timelines_prefix(shard: &Shard) -> String {
+    format!("{shard}/timelines/")
+}
+
+pub fn timeline_key(shard: &Shard, id: u32) -> String {
+    format!("{}{id:08}.json", timelines_prefix(shard))
+}
+
+pub fn snapshots_prefix(shard: &Shard) -> String {
+    format!("{shard}/snapshots/")
+}
+
+pub fn snapshot_key(shard: &Shard, id: &str) -> String {
+    format!("{}{id}.json", snapshots_prefix(shard))
+}
+
+/// The data of a `clone` snapshot.
+pub fn snapshot_data_key(shard: &Shard, id: &str, codec: Codec) -> String {
+    format!("{}{id}/datadir.tar{}", snapshots_prefix(shard), codec.extension())
+}
+
+pub fn requests_prefix(shard: &Shard) -> String {
+    format!("{shard}/requests/")
+}
+
+pub fn request_key(shard: &Shard, id: &str) -> String {
+    format!("{}{id}.json", requests_prefix(shard))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place() -> BinlogPlace {
+        BinlogPlace {
+            server_uuid: "9d74852a-830d-11ea-b87b-0ac50996c5a3".parse().unwrap(),
+            label_ns: 1617235403939395577,
+            name: "mysql-bin.005075".into(),
+        }
+    }
+
+    #[test]
+    fn sealed_keys_are_the_reference_systems() {
+        let shard = Shard::try_from("dbaas-stg-shard_1".to_owned()).unwrap();
+        let key = "dbaas-stg-shard_1/2021/April/1/9d74852a-830d-11ea-b87b-0ac50996c5a3/1617235403939395577_mysql-bin.005075";
+        assert_eq!(place().sealed_key(&shard, Codec::None), key);
+        assert_eq!(place().manifest_key(&shard, Codec::Zstd), format!("{key}.zst.json"));
+    }
+
+    #[test]
+    fn tail_keys_round_trip_and_sort_by_position() {
+        let shard = Shard::try_from("s".to_owned()).unwrap();
+        let range = SegmentRange { start: 0, end: 8 << 30 };
+        let key = place().segment_key(&shard, range, Codec::Zstd);
+        assert_eq!(parse_tail_key(&shard, &key), Some(TailKey::Segment(place(), range)));
+        assert_eq!(parse_tail_key(&shard, &place().opening_key(&shard)), Some(TailKey::Opening(place())));
+        let later = place().segment_key(&shard, SegmentRange { start: 8 << 30, end: 9 << 30 }, Codec::Zstd);
+        assert!(key < later && later < place().opening_key(&shard));
+        for alien in ["s/segments/x/1_b/open.json", "s/segments/9d74852a-830d-11ea-b87b-0ac50996c5a3/1_b/9-4.zst", "t/segments/"] {
+            assert_eq!(parse_tail_key(&shard, alien), None, "{alien}");
+        }
+    }
+
+    #[test]
+    fn hostile_shard_names_are_refused() {
+        for name in ["", "..", "a/b", "a b", ".hidden"] {
+            assert!(Shard::try_from(name.to_owned()).is_err(), "{name}");
+        }
+    }
+}

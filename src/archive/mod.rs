@@ -1,0 +1,8 @@
+//! What lies in the bucket and what it means. `docs/archive-format.md` is the description for people.
+
+pub mod codec;
+pub mod keys;
+pub mod listing;
+pub mod path;
+pub mod reader;
+pub mod records;

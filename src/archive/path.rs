@@ -1,0 +1,99 @@
+//! Who inherits what: the tree of timelines, and the rule that nothing comes back that a successor did not inherit.
+//!
+//! Pure. The path of a timeline is its chain of parents. What counts of a timeline on the path is what every later one on
+//! the path inherits (its `branch_set`), then the later ones' own transactions.
+
+use crate::binlog::gtid::GtidSet;
+
+use super::records::{Snapshot, SnapshotState, Timeline};
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    #[error("the archive has no timeline yet")]
+    Empty,
+    #[error("the archive has no timeline {0}")]
+    Unknown(u32),
+    #[error("timeline {0} is its own ancestor")]
+    Circle(u32),
+}
+
+/// The timeline that new transactions of the shard belong to: the latest that was adopted.
+pub fn tip(timelines: &[Timeline]) -> Option<&Timeline> {
+    timelines.iter().filter(|t| t.adopted).max_by_key(|t| t.id)
+}
+
+/// A timeline and its ancestors, root first.
+#[derive(Debug, Clone)]
+pub struct Path {
+    timelines: Vec<Timeline>,
+}
+
+impl Path {
+    /// The path of timeline `id`, or of the tip.
+    pub fn find(timelines: &[Timeline], id: Option<u32>) -> Result<Path, PathError> {
+        let last = match id {
+            Some(id) => id,
+            None => tip(timelines).ok_or(PathError::Empty)?.id,
+        };
+        let mut path = Vec::new();
+        let mut next = Some(last);
+        while let Some(id) = next {
+            let timeline = timelines.iter().find(|t| t.id == id).ok_or(PathError::Unknown(id))?;
+            if path.len() == timelines.len() {
+                return Err(PathError::Circle(last));
+            }
+            path.push(timeline.clone());
+            next = timeline.parent;
+        }
+        path.reverse();
+        Ok(Path { timelines: path })
+    }
+
+    /// Root first.
+    pub fn timelines(&self) -> &[Timeline] {
+        &self.timelines
+    }
+
+    pub fn last(&self) -> &Timeline {
+        self.timelines.last().expect("a path has at least one timeline")
+    }
+
+    /// What of timeline `id`'s transactions is part of the path's history; None if the timeline is not on the path.
+    pub fn inherited(&self, id: u32) -> Option<Inherited> {
+        let at = self.timelines.iter().position(|t| t.id == id)?;
+        let later = self.timelines[at + 1..].iter().map(|t| &t.branch_set);
+        Some(match later.cloned().reduce(|a, b| a.intersect(&b)) {
+            None => Inherited::All,
+            Some(set) => Inherited::Only(set),
+        })
+    }
+
+    /// Whether recovery to `target` may start from `snapshot`.
+    pub fn serves(&self, snapshot: &Snapshot, target: &GtidSet) -> bool {
+        let Some(held) = snapshot.gtids_after.as_ref().filter(|_| snapshot.state == SnapshotState::Complete) else { return false };
+        self.inherited(snapshot.timeline).is_some_and(|i| i.covers(held)) && held.is_subset(target)
+    }
+}
+
+/// The part of a timeline that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inherited {
+    All,
+    Only(GtidSet),
+}
+
+impl Inherited {
+    pub fn of(&self, set: &GtidSet) -> GtidSet {
+        match self {
+            Inherited::All => set.clone(),
+            Inherited::Only(only) => set.intersect(only),
+        }
+    }
+
+    pub fn covers(&self, set: &GtidSet) -> bool {
+        match self {
+            Inherited::All => true,
+            Inherited::Only(only) => set.is_subset(only),
+        }
+    }
+}

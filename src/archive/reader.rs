@@ -1,0 +1,168 @@
+//! The bytes of a stored binlog, read ahead in bounded memory and checked, whichever form they lie in.
+
+use std::io;
+
+use anyhow::Context;
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::{io::AsyncReadExt, sync::mpsc, task::JoinHandle};
+
+use crate::{
+    binlog::splitter::{Piece, SplitError, Splitter},
+    support::hint::OrHint,
+};
+
+use super::{
+    codec::{Codec, Decoder},
+    listing::{Archive, Form, StoredBinlog, cover},
+};
+
+/// Read from the store at a time.
+const READ_BYTES: usize = 256 * 1024;
+/// Decompressed portions that wait for their consumer; with those of up to 128 KiB each, 4 MiB.
+const PORTIONS_AHEAD: usize = 32;
+const REPLICA_HINT: &str = "restore the object from the other region's bucket, or recover to a moment before it";
+
+/// A stream of a binlog's uncompressed bytes, magic bytes first. Dropped, it stops reading.
+pub struct Portions {
+    receiver: mpsc::Receiver<anyhow::Result<Bytes>>,
+    task: JoinHandle<()>,
+}
+
+impl Portions {
+    /// Starts to read.
+    pub fn of(archive: &Archive, binlog: &StoredBinlog) -> Portions {
+        let (sender, receiver) = mpsc::channel(PORTIONS_AHEAD);
+        let (archive, binlog) = (archive.clone(), binlog.clone());
+        let task = tokio::spawn(async move {
+            if let Err(e) = read(&archive, &binlog, &sender).await {
+                // The consumer may have had enough already.
+                let _ = sender.send(Err(e)).await;
+            }
+        });
+        Portions { receiver, task }
+    }
+
+    /// None at the end, once everything was checked.
+    pub async fn next(&mut self) -> anyhow::Result<Option<Bytes>> {
+        self.receiver.recv().await.transpose()
+    }
+}
+
+impl Drop for Portions {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Whether a visitor wants more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    Continue,
+    Enough,
+}
+
+/// Shows a stored binlog's events to `visit`, until it has had enough.
+pub async fn visit(
+    archive: &Archive,
+    binlog: &StoredBinlog,
+    mut visit: impl FnMut(&Piece<'_>) -> Result<Flow, SplitError>,
+) -> anyhow::Result<()> {
+    let mut portions = Portions::of(archive, binlog);
+    let mut splitter = Splitter::new();
+    let mut flow = Flow::Continue;
+    while let Some(bytes) = portions.next().await? {
+        let pushed = splitter.push(&bytes, |piece| {
+            if flow == Flow::Continue {
+                flow = visit(piece)?;
+            }
+            Ok::<(), SplitError>(())
+        });
+        damaged(pushed, binlog)?;
+        if flow == Flow::Enough {
+            return Ok(());
+        }
+    }
+    damaged(splitter.finish(), binlog)
+}
+
+/// Names the binlog in what is wrong with its events.
+pub fn damaged<T>(result: Result<T, SplitError>, binlog: &StoredBinlog) -> anyhow::Result<T> {
+    result.with_context(|| format!("the archived binlog {} (label {}) is damaged", binlog.place(), binlog.place().label_ns)).hint(REPLICA_HINT)
+}
+
+async fn read(archive: &Archive, binlog: &StoredBinlog, out: &mpsc::Sender<anyhow::Result<Bytes>>) -> anyhow::Result<()> {
+    match &binlog.form {
+        Form::Sealed(manifest) => {
+            let key = binlog.place().sealed_key(&archive.shard, manifest.codec);
+            let mut hash = Sha256::new();
+            let bytes = object(archive, &key, manifest.codec, 0, Some(&mut hash), out).await?;
+            let sha256 = format!("{:x}", hash.finalize());
+            if bytes != manifest.bytes || sha256 != manifest.sha256 {
+                return Err(anyhow::anyhow!("object {}/{key} is not what its manifest says", archive.store.url())).hint(REPLICA_HINT);
+            }
+        }
+        Form::Tail(segments) => {
+            for (segment, skip) in cover(segments) {
+                let bytes = object(archive, &segment.key, Codec::of_key(&segment.key), skip, None, out).await?;
+                let expected = segment.range.end - segment.range.start;
+                if bytes != expected {
+                    let url = archive.store.url();
+                    return Err(anyhow::anyhow!("object {url}/{} holds {bytes} bytes instead of {expected}", segment.key)).hint(REPLICA_HINT);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Decompresses one object into `out`, without its first `skip` bytes. Returns how many bytes it holds.
+async fn object(
+    archive: &Archive,
+    key: &str,
+    codec: Codec,
+    skip: u64,
+    mut hash: Option<&mut Sha256>,
+    out: &mpsc::Sender<anyhow::Result<Bytes>>,
+) -> anyhow::Result<u64> {
+    let mut reader = archive.store.read(key).await.hint(REPLICA_HINT)?;
+    let mut decoder = Decoder::new(codec)?;
+    let mut buffer = vec![0; READ_BYTES];
+    let (mut total, mut ready) = (0u64, Vec::new());
+    let mut take = |decoded: &[u8], ready: &mut Vec<Bytes>| {
+        let unwanted = skip.saturating_sub(total).min(decoded.len() as u64) as usize;
+        total += decoded.len() as u64;
+        if let Some(hash) = &mut hash {
+            hash.update(decoded);
+        }
+        if unwanted < decoded.len() {
+            ready.push(Bytes::copy_from_slice(&decoded[unwanted..]));
+        }
+        Ok::<(), io::Error>(())
+    };
+    let broken = || format!("object {}/{key} is damaged or cannot be read to its end", archive.store.url());
+    loop {
+        let read = reader.read(&mut buffer).await.with_context(broken).hint(REPLICA_HINT)?;
+        // In small steps, so that what a portion expands to is sent before the next one is looked at.
+        for step in buffer[..read].chunks(READ_BYTES / 16) {
+            decoder.push(step, |b| take(b, &mut ready)).with_context(broken).hint(REPLICA_HINT)?;
+            for portion in ready.drain(..) {
+                send(out, portion).await?;
+            }
+        }
+        if read == 0 {
+            break;
+        }
+    }
+    decoder.finish(|b| take(b, &mut ready)).with_context(broken).hint(REPLICA_HINT)?;
+    for portion in ready {
+        send(out, portion).await?;
+    }
+    Ok(total)
+}
+
+/// # Errors
+/// Where the consumer has gone; nobody will read that error either.
+async fn send(out: &mpsc::Sender<anyhow::Result<Bytes>>, portion: Bytes) -> anyhow::Result<()> {
+    out.send(Ok(portion)).await.map_err(|_| anyhow::anyhow!("nobody reads any more"))
+}

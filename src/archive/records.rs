@@ -1,0 +1,156 @@
+//! The archive's JSON objects. Times are µs since the epoch, UTC; GTID sets are MySQL's own texts.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::binlog::gtid::GtidSet;
+
+use super::{codec::Codec, keys::BinlogPlace};
+
+/// Written into every record; a reader refuses what is newer than itself.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Says what a binlog is, before anything else of it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opening {
+    pub format: u32,
+    pub timeline: u32,
+    #[serde(flatten)]
+    pub place: BinlogPlace,
+    pub server_version: String,
+    /// sha256, hexadecimal, of the binlog's bytes up to and including its first GTID event.
+    pub fingerprint: String,
+    /// What the server had executed when the binlog began: its Previous_gtids, and what was only in the server's table
+    /// (gtid_purged): a restored server's binlogs never name that.
+    pub held_before: GtidSet,
+}
+
+/// How a binlog ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ending {
+    Rotate,
+    Stop,
+    /// Neither: the server was killed. History may have been taken back here.
+    Crash,
+}
+
+/// A whole binlog in the archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    #[serde(flatten)]
+    pub opening: Opening,
+    pub codec: Codec,
+    /// The binlog, uncompressed.
+    pub bytes: u64,
+    pub stored_bytes: u64,
+    /// Of the uncompressed bytes, hexadecimal.
+    pub sha256: String,
+    pub gtids: GtidSet,
+    pub transactions: u64,
+    /// None where there is no transaction.
+    pub commit_us_min: Option<i64>,
+    /// No transaction's commit time, original or immediate, is later.
+    pub commit_us_max: Option<i64>,
+    /// `schema.table` to the number of row events; the first [`TABLES_MAX`] of them.
+    pub tables: BTreeMap<String, u64>,
+    /// XA transactions that the binlog leaves prepared.
+    pub xa_prepared: Vec<String>,
+    pub ending: Ending,
+}
+
+/// A manifest names at most so many tables.
+pub const TABLES_MAX: usize = 10_000;
+
+/// Who was primary, from which GTID set on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    pub format: u32,
+    pub id: u32,
+    /// None for a root, which inherits nothing.
+    pub parent: Option<u32>,
+    pub server_uuid: Uuid,
+    /// What of the parent's history this one inherits; no meaning in a root.
+    pub branch_set: GtidSet,
+    pub reason: Reason,
+    /// Whether it is part of the shard's history, or was shipped only so that nothing is lost.
+    pub adopted: bool,
+    /// Made up by whoever claims, to recognise its own claim after a lost answer.
+    pub nonce: Uuid,
+    pub claimed_at_us: i64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    FirstStart,
+    Reset,
+    Crash,
+    Recovery,
+    UnknownServer,
+}
+
+/// A snapshot's record; it changes from `Started` to `Complete` or `Failed`, once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub format: u32,
+    pub id: String,
+    pub state: SnapshotState,
+    pub provider: Provider,
+    pub timeline: u32,
+    pub server_uuid: Uuid,
+    pub server_version: String,
+    pub started_at_us: i64,
+    pub finished_at_us: Option<i64>,
+    /// The snapshot holds at least this …
+    pub gtids_before: GtidSet,
+    /// … and at most that. None until it was taken.
+    pub gtids_after: Option<GtidSet>,
+    /// Startup variables without which the data does not start.
+    pub variables: BTreeMap<String, String>,
+    pub data_key: String,
+    pub data_bytes: u64,
+    pub stored_bytes: u64,
+    /// Of the stored object, hexadecimal; empty until complete.
+    pub stored_sha256: String,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotState {
+    Started,
+    Complete,
+    Failed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    Clone,
+}
+
+/// Asks whichever agent is entitled to take a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    pub format: u32,
+    pub id: String,
+    pub requested_at_us: i64,
+}
+
+/// What `recover` leaves in the new server's data folder: the timeline that the server's agent is to claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descent {
+    pub format: u32,
+    pub shard: String,
+    pub parent: u32,
+    pub server_uuid: Uuid,
+    pub branch_set: GtidSet,
+}
+
+/// The name of the [`Descent`] file in a data folder.
+pub const DESCENT_FILE: &str = "mysql-pitr-descent.json";

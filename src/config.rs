@@ -1,0 +1,251 @@
+//! The configuration file: parsed strictly, then validated into what the parts are handed.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+
+use crate::{
+    archive::{codec::Codec, keys::Shard},
+    mysql::endpoint::{Address, Endpoint, Tls},
+    store::StoreOptions,
+    support::{hint::OrHint, secret::Secret},
+};
+
+/// Holds the MySQL password where there is no password_file.
+pub const PASSWORD_VARIABLE: &str = "MYSQL_PITR_MYSQL_PASSWORD";
+
+/// The validated configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub shard: Shard,
+    mysql: Option<MysqlSection>,
+    pub store: StoreSection,
+    pub ship: ShipSection,
+    pub snapshot: SnapshotSection,
+    pub recover: RecoverSection,
+    pub state_path: PathBuf,
+}
+
+/// The file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    shard: String,
+    mysql: Option<MysqlSection>,
+    store: StoreSection,
+    #[serde(default)]
+    ship: ShipSection,
+    #[serde(default)]
+    snapshot: SnapshotSection,
+    #[serde(default)]
+    recover: RecoverSection,
+    #[serde(default)]
+    state: StateSection,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MysqlSection {
+    socket: Option<PathBuf>,
+    host: Option<String>,
+    #[serde(default = "default_port")]
+    port: u16,
+    user: String,
+    password_file: Option<PathBuf>,
+    #[serde(default)]
+    tls: TlsMode,
+    tls_ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum TlsMode {
+    Disabled,
+    #[default]
+    Required,
+    VerifyCa,
+}
+
+/// `[store]`: where the archive lies.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreSection {
+    /// `file:///path` or `s3://bucket[/prefix]`.
+    pub url: String,
+    #[serde(flatten)]
+    pub options: StoreOptions,
+}
+
+/// `[ship]`: how the live binlog is cut.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShipSection {
+    #[serde(deserialize_with = "duration")]
+    pub flush_interval: Duration,
+    pub segment_bytes: bytesize::ByteSize,
+    pub codec: Codec,
+}
+
+impl Default for ShipSection {
+    fn default() -> Self {
+        ShipSection { flush_interval: Duration::from_secs(1), segment_bytes: bytesize::ByteSize::mib(8), codec: Codec::Zstd }
+    }
+}
+
+/// `[snapshot]`: how snapshots are taken.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotSection {
+    pub provider: crate::archive::records::Provider,
+    /// mysqld writes the clone there, the agent reads it.
+    pub staging_dir: PathBuf,
+    pub codec: Codec,
+    /// `schema.table` of tables that are not InnoDB and may be empty in snapshots.
+    pub accept_empty: Vec<String>,
+}
+
+impl Default for SnapshotSection {
+    fn default() -> Self {
+        SnapshotSection {
+            provider: crate::archive::records::Provider::Clone,
+            staging_dir: "/var/lib/mysql/pitr-staging".into(),
+            codec: Codec::Zstd,
+            accept_empty: Vec::new(),
+        }
+    }
+}
+
+/// `[recover]`: the server program that recovers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RecoverSection {
+    pub mysqld: PathBuf,
+    /// Who mysqld runs as where `recover` runs as root; `mysql` if there is such a user, else root.
+    pub user: Option<String>,
+    /// Parallel appliers during the replay.
+    pub workers: u16,
+}
+
+impl Default for RecoverSection {
+    fn default() -> Self {
+        RecoverSection { mysqld: "/usr/sbin/mysqld".into(), user: None, workers: 8 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StateSection {
+    path: PathBuf,
+}
+
+impl Default for StateSection {
+    fn default() -> Self {
+        StateSection { path: "/var/lib/mysql-pitr/state.db".into() }
+    }
+}
+
+fn default_port() -> u16 {
+    3306
+}
+
+fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let parsed: jiff::SignedDuration = text.parse().map_err(serde::de::Error::custom)?;
+    Duration::try_from(parsed).map_err(|_| serde::de::Error::custom(format!("`{text}` is negative")))
+}
+
+/// Segments below this cost more requests than they are worth, and intervals below it too.
+const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(50);
+const SEGMENT_BYTES_MIN: u64 = 64 * 1024;
+/// A segment is held in memory, compressed, a few times over.
+const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+impl Config {
+    pub fn load(path: &Path) -> anyhow::Result<Config> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {}", path.display()))
+            .hint("name it with --config")?;
+        Config::parse(&text).with_context(|| format!("the configuration {} is wrong", path.display()))
+    }
+
+    pub fn parse(text: &str) -> anyhow::Result<Config> {
+        let file: File = toml::from_str(text)?;
+        let segment_bytes = file.ship.segment_bytes.as_u64();
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&segment_bytes) {
+            bail!("[ship] segment_bytes must lie between 64 KiB and 64 MiB");
+        }
+        if file.ship.flush_interval < FLUSH_INTERVAL_MIN {
+            bail!("[ship] flush_interval must be at least 50 ms");
+        }
+        if let Some(mysql) = &file.mysql
+            && mysql.socket.is_some() == mysql.host.is_some()
+        {
+            bail!("[mysql] needs either socket or host");
+        }
+        Ok(Config {
+            shard: Shard::try_from(file.shard).map_err(anyhow::Error::msg)?,
+            mysql: file.mysql,
+            store: file.store,
+            ship: file.ship,
+            snapshot: file.snapshot,
+            recover: file.recover,
+            state_path: file.state.path,
+        })
+    }
+
+    /// The server that this node ships from, with its password.
+    pub fn endpoint(&self) -> anyhow::Result<Endpoint> {
+        let mysql = self.mysql.as_ref().context("the configuration has no [mysql] section")?;
+        let address = match (&mysql.socket, &mysql.host) {
+            (Some(socket), _) => Address::Socket(socket.clone()),
+            (None, host) => Address::Tcp { host: host.clone().unwrap_or_default(), port: mysql.port },
+        };
+        let tls = match (mysql.tls, &mysql.tls_ca) {
+            (TlsMode::Disabled, _) => Tls::Disabled,
+            (TlsMode::Required, _) => Tls::Required,
+            (TlsMode::VerifyCa, Some(ca)) => Tls::VerifyCa(ca.clone()),
+            (TlsMode::VerifyCa, None) => bail!("[mysql] tls = \"verify-ca\" needs tls_ca"),
+        };
+        let password = match (&mysql.password_file, std::env::var(PASSWORD_VARIABLE)) {
+            (Some(path), _) => Secret::from_file(path)?,
+            (None, Ok(text)) => Secret::new(text),
+            (None, Err(_)) => bail!("[mysql] needs password_file, or the environment variable {PASSWORD_VARIABLE}"),
+        };
+        Ok(Endpoint { address, user: mysql.user.clone(), password, tls })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str = "shard = \"s\"\n[store]\nurl = \"file:///a\"\n";
+
+    #[test]
+    fn defaults_fill_what_is_not_said() {
+        let config = Config::parse(SMALLEST).unwrap();
+        assert_eq!(config.ship.flush_interval, Duration::from_secs(1));
+        assert_eq!(config.ship.segment_bytes.as_u64(), 8 << 20);
+        assert_eq!(config.recover.workers, 8);
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_everywhere() {
+        for extra in ["colour = 1", "[ship]\nflush = \"1s\"", "[store]\nurl = \"file:///a\"\nurll = 1", "[mysql]\nuser = \"u\"\nhosts = \"h\""] {
+            let text = if extra.starts_with("[store]") { format!("shard = \"s\"\n{extra}") } else if extra.starts_with('[') { format!("{SMALLEST}{extra}") } else { format!("{extra}\n{SMALLEST}") };
+            let error = format!("{:#}", Config::parse(&text).unwrap_err());
+            assert!(error.contains("unknown field"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn durations_and_sizes_are_written_as_people_do() {
+        let config = Config::parse(&format!("{SMALLEST}[ship]\nflush_interval = \"250ms\"\nsegment_bytes = \"4MiB\"\ncodec = \"gzip\"\n")).unwrap();
+        assert_eq!(config.ship.flush_interval, Duration::from_millis(250));
+        assert_eq!(config.ship.codec, Codec::Gzip);
+    }
+}
