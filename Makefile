@@ -1,0 +1,35 @@
+# A thin index of what can be done here. The work is in scripts/, which shellcheck can read.
+
+SHELL := bash
+
+# A clean checkout, as CI has it, must not build every dependency anew: there the build folder lies in the user's cache.
+# Elsewhere cargo decides. (What the demo reports is in target/demo/ of the checkout in any case.)
+ifdef CI
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mysql-pitr/target
+locked := --locked
+endif
+
+.PHONY: help demo test check clean
+.DEFAULT_GOAL := help
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## fetch what is needed, then show the whole story on a scratch MySQL server
+	@scripts/demo.sh
+
+test: ## fetch what is needed, then run the tests, against real servers (ARGS="..." goes to cargo test)
+	@scripts/test.sh $(ARGS)
+
+# Advisories are not checked: their database cannot be fetched everywhere.
+check: ## check format, lints, documentation, dependencies and scripts
+	cargo fmt --check
+	cargo clippy $(locked) --all-targets -- -D warnings
+	cargo clippy $(locked) --no-default-features --features demo -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc $(locked) --no-deps --document-private-items
+	deny=$$(scripts/cargo-deny.sh | tail -n 1) && "$$deny" $(locked) check bans licenses sources
+	@if command -v shellcheck >/dev/null; then set -x; shellcheck scripts/*.sh .ci/run; else echo "SKIPPED: no shellcheck here"; fi
+
+clean: ## remove what was built (the cache of downloads stays)
+	cargo clean
+	rm -rf target

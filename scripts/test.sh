@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# `make test`: everything that the tests need, then the tests. Arguments go to `cargo test`.
+#
+# The tests find the outside world through the environment:
+#
+#   MYSQLD                    the mysqld to start servers with
+#   MYSQL_PITR_MYSQLBINLOG    a stock mysqlbinlog; not set where there is none
+#   MYSQL_PITR_MOTO           moto's server, which speaks S3
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/need.sh build-essential cc --version
+scripts/need.sh python3-venv python3 -c 'import ensurepip, venv'
+
+# The servers are fetched while cargo builds.
+scripts/mysql.sh >/dev/null &
+mysql=$!
+scripts/moto.sh >/dev/null &
+moto=$!
+trap 'kill "$mysql" "$moto" 2>/dev/null || true' EXIT
+cargo test ${CI:+--locked} --no-run "$@"
+wait "$mysql" || true
+wait "$moto" || true
+trap - EXIT
+
+# At once, where the first calls succeeded. Where one failed this one tries again, and its words are the last ones on the screen.
+bin=$(scripts/mysql.sh | tail -n 1)
+MYSQLD=$bin/$(basename "${MYSQLD:-mysqld}")
+export MYSQLD
+MYSQL_PITR_MOTO=$(scripts/moto.sh | tail -n 1)
+export MYSQL_PITR_MOTO
+
+# An installed server may have its clients in another folder, or not at all; and PATH may have MariaDB's mysqlbinlog.
+if [[ -z ${MYSQL_PITR_MYSQLBINLOG:-} ]]; then
+    for program in "$bin/mysqlbinlog" "$(type -P mysqlbinlog || true)"; do
+        if [[ -x $program && $("$program" --no-defaults --version) != *MariaDB* ]]; then
+            export MYSQL_PITR_MYSQLBINLOG=$program
+            break
+        fi
+    done
+fi
+[[ -n ${MYSQL_PITR_MYSQLBINLOG:-} ]] || echo "test.sh: no mysqlbinlog here: the tests that compare with it will be skipped" >&2
+
+exec cargo test ${CI:+--locked} "$@"
