@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::{
     archive::{codec::Codec, keys::Shard},
     mysql::endpoint::{Address, Endpoint, Tls},
-    store::StoreOptions,
+    store::{Checksums, StoreOptions},
     support::{hint::OrHint, secret::Secret},
 };
 
@@ -76,8 +76,23 @@ enum TlsMode {
 pub struct StoreSection {
     /// `file:///path` or `s3://bucket[/prefix]`.
     pub url: String,
-    #[serde(flatten)]
-    pub options: StoreOptions,
+    region: Option<String>,
+    endpoint: Option<String>,
+    #[serde(default)]
+    path_style: bool,
+    #[serde(default)]
+    checksums: Checksums,
+}
+
+impl StoreSection {
+    pub fn options(&self) -> StoreOptions {
+        StoreOptions {
+            region: self.region.clone(),
+            endpoint: self.endpoint.clone(),
+            path_style: self.path_style,
+            checksums: self.checksums,
+        }
+    }
 }
 
 /// `[ship]`: how the live binlog is cut.

@@ -6,6 +6,10 @@
 
 pub mod archive;
 pub mod binlog;
+pub mod config;
 pub mod mysql;
+pub mod ship;
 pub mod store;
+pub mod snapshot;
 pub mod support;
+pub mod volume;

@@ -121,8 +121,13 @@ pub fn sealed_prefix(shard: &Shard) -> String {
     format!("{shard}/2")
 }
 
-pub fn is_manifest(key: &str) -> bool {
-    key.ends_with(MANIFEST_SUFFIX)
+/// The binlog whose manifest lies under `key`; None for what is no manifest.
+pub fn parse_manifest_key(key: &str) -> Option<BinlogPlace> {
+    let sealed = key.strip_suffix(MANIFEST_SUFFIX)?;
+    let mut parts = sealed.strip_suffix(Codec::of_key(sealed).extension())?.rsplit('/');
+    let (label, name) = parts.next()?.split_once('_')?;
+    let server_uuid = Uuid::try_parse(parts.next()?).ok()?;
+    Some(BinlogPlace { server_uuid, label_ns: label.parse().ok()?, name: name.to_owned() })
 }
 
 pub fn timelines_prefix(shard: &Shard) -> String {
@@ -172,6 +177,10 @@ mod tests {
         let key = "dbaas-stg-shard_1/2021/April/1/9d74852a-830d-11ea-b87b-0ac50996c5a3/1617235403939395577_mysql-bin.005075";
         assert_eq!(place().sealed_key(&shard, Codec::None), key);
         assert_eq!(place().manifest_key(&shard, Codec::Zstd), format!("{key}.zst.json"));
+        for codec in [Codec::None, Codec::Gzip, Codec::Zstd] {
+            assert_eq!(parse_manifest_key(&place().manifest_key(&shard, codec)), Some(place()));
+            assert_eq!(parse_manifest_key(&place().sealed_key(&shard, codec)), None);
+        }
     }
 
     #[test]

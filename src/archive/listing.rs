@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashSet};
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::de::DeserializeOwned;
-use uuid::Uuid;
 
 use crate::{
     binlog::gtid::GtidSet,
@@ -150,19 +149,10 @@ impl Archive {
         self.records(keys).await
     }
 
-    pub async fn manifests(&self) -> anyhow::Result<Vec<Manifest>> {
-        let keys = self.keys(&keys::sealed_prefix(&self.shard), keys::is_manifest).await?;
-        self.records(keys).await
-    }
-
     /// The tails' objects by binlog: whether it has an opening, and its segments.
-    pub async fn tail_objects(&self, server: Option<Uuid>) -> anyhow::Result<BTreeMap<BinlogPlace, (bool, Vec<Segment>)>> {
-        let mut prefix = keys::segments_prefix(&self.shard);
-        if let Some(uuid) = server {
-            prefix.push_str(&format!("{uuid}/"));
-        }
+    async fn tail_objects(&self) -> anyhow::Result<BTreeMap<BinlogPlace, (bool, Vec<Segment>)>> {
         let mut tails: BTreeMap<BinlogPlace, (bool, Vec<Segment>)> = BTreeMap::new();
-        for object in self.store.list(&prefix, None).await? {
+        for object in self.store.list(&keys::segments_prefix(&self.shard), None).await? {
             match keys::parse_tail_key(&self.shard, &object.key) {
                 Some(TailKey::Opening(place)) => tails.entry(place).or_default().0 = true,
                 Some(TailKey::Segment(place, range)) => {
@@ -174,21 +164,22 @@ impl Archive {
         Ok(tails)
     }
 
-    /// Every binlog, sealed or not, of one server or of all.
-    pub async fn binlogs(&self, server: Option<Uuid>) -> anyhow::Result<Vec<StoredBinlog>> {
-        let manifests = self.manifests().await?;
-        let mut binlogs: Vec<StoredBinlog> = Vec::new();
-        for manifest in manifests.into_iter().filter(|m| server.is_none_or(|s| s == m.opening.place.server_uuid)) {
-            binlogs.push(StoredBinlog { opening: manifest.opening.clone(), form: Form::Sealed(Box::new(manifest)) });
-        }
-        let mut tails = self.tail_objects(server).await?;
-        let sealed: HashSet<&BinlogPlace> = binlogs.iter().map(StoredBinlog::place).collect();
-        tails.retain(|place, (opened, _)| *opened && !sealed.contains(place));
+    /// The binlogs whose place is `wanted`, sealed or not.
+    pub async fn binlogs_where(&self, wanted: impl Fn(&BinlogPlace) -> bool) -> anyhow::Result<Vec<StoredBinlog>> {
+        let is_wanted = |key: &str| keys::parse_manifest_key(key).is_some_and(|place| wanted(&place));
+        let manifests: Vec<Manifest> = self.records(self.keys(&keys::sealed_prefix(&self.shard), is_wanted).await?).await?;
+        let sealed: HashSet<BinlogPlace> = manifests.iter().map(|m| m.opening.place.clone()).collect();
+        let mut tails = self.tail_objects().await?;
+        tails.retain(|place, (opened, _)| *opened && wanted(place) && !sealed.contains(place));
         let openings: Vec<Opening> = self.records(tails.keys().map(|p| p.opening_key(&self.shard)).collect()).await?;
-        for (opening, (_, (_, segments))) in openings.into_iter().zip(tails) {
-            binlogs.push(StoredBinlog { opening, form: Form::Tail(segments) });
-        }
-        Ok(binlogs)
+        let sealed = manifests.into_iter().map(|m| StoredBinlog { opening: m.opening.clone(), form: Form::Sealed(Box::new(m)) });
+        let tails = openings.into_iter().zip(tails.into_values()).map(|(opening, (_, s))| StoredBinlog { opening, form: Form::Tail(s) });
+        Ok(sealed.chain(tails).collect())
+    }
+
+    /// Every binlog, sealed or not.
+    pub async fn binlogs(&self) -> anyhow::Result<Vec<StoredBinlog>> {
+        self.binlogs_where(|_| true).await
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use mysql_async::{
     Conn, OptsBuilder, SslOpts,
     prelude::{FromRow, Queryable},
@@ -107,15 +107,16 @@ impl Session {
         Ok(read_only == 0 && super_read_only == 0)
     }
 
-    /// The binlogs that the server still has, oldest first: name and size in bytes.
-    pub async fn binary_logs(&mut self) -> anyhow::Result<Vec<(String, u64)>> {
+    /// The binlogs that the server still has, oldest first.
+    pub async fn binary_logs(&mut self) -> anyhow::Result<Vec<ServerBinlog>> {
         let rows: Vec<mysql_async::Row> = self.rows("SHOW BINARY LOGS").await?;
-        rows.into_iter()
-            .map(|mut row| match (row.take::<String, _>(0), row.take::<u64, _>(1)) {
-                (Some(name), Some(bytes)) => Ok((name, bytes)),
-                _ => bail!("SHOW BINARY LOGS at {} gave an unexpected row", self.address),
-            })
-            .collect()
+        let parse = |row: mysql_async::Row| {
+            let encrypted = row.get::<String, _>(2).is_some_and(|text| text == "Yes");
+            let bytes = row.get::<u64, _>(1)?.checked_sub(if encrypted { ENCRYPTION_HEADER_BYTES } else { 0 })?;
+            Some(ServerBinlog { name: row.get(0)?, bytes })
+        };
+        let logs: Option<Vec<ServerBinlog>> = rows.into_iter().map(parse).collect();
+        logs.with_context(|| format!("SHOW BINARY LOGS at {} gave an unexpected row", self.address))
     }
 
     pub async fn close(self) {
@@ -123,6 +124,17 @@ impl Session {
         let _ = self.conn.disconnect().await;
     }
 }
+
+/// A binlog on the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerBinlog {
+    pub name: String,
+    /// Its plaintext.
+    pub bytes: u64,
+}
+
+/// What an encrypted binlog has before its ciphertext; the file's size counts it.
+const ENCRYPTION_HEADER_BYTES: u64 = 512;
 
 fn options(endpoint: &Endpoint) -> OptsBuilder {
     let builder = OptsBuilder::default()

@@ -1,0 +1,96 @@
+//! What the server has against what the archive has: where shipping goes on.
+
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use crate::{
+    archive::{
+        listing::{Archive, Form, StoredBinlog, covered_end},
+        records::{Ending, Opening},
+    },
+    binlog::gtid::GtidSet,
+    mysql::{
+        endpoint::Endpoint,
+        query::{ServerBinlog, Session},
+    },
+};
+
+use super::seal::identify;
+
+/// A binlog on the server that is not sealed in the archive.
+#[derive(Debug)]
+pub struct Unsealed {
+    pub file: ServerBinlog,
+    /// What the archive has of it already: its opening, and how far segments cover it.
+    pub known: Option<(Opening, u64)>,
+}
+
+/// What is to be shipped.
+#[derive(Debug)]
+pub struct Todo {
+    /// Oldest first; the last one is live.
+    pub binlogs: Vec<Unsealed>,
+    /// How the binlog before the first of them ends, if the archive has it.
+    pub ending_before: Option<Ending>,
+    /// The server's history is not the one that was shipped: RESET BINARY LOGS AND GTIDS, or a server put back.
+    pub history_was_replaced: bool,
+}
+
+/// Looks from the newest binlog back until it meets one that is sealed: binlogs are sealed in order.
+pub async fn reconcile(
+    archive: &Archive,
+    endpoint: &Endpoint,
+    session: &mut Session,
+    server_uuid: Uuid,
+    timeline: u32,
+) -> anyhow::Result<Todo> {
+    let files = session.binary_logs().await?;
+    let stored = archive.binlogs_where(|place| place.server_uuid == server_uuid && files.iter().any(|f| f.name == place.name)).await?;
+    let mut todo = Todo { binlogs: Vec::new(), ending_before: None, history_was_replaced: false };
+    let mut met_any = false;
+    for file in files.into_iter().rev() {
+        let found = find(endpoint, &file.name, &stored).await?;
+        met_any |= found.is_some();
+        if let Some(StoredBinlog { form: Form::Sealed(manifest), .. }) = found {
+            todo.ending_before = Some(manifest.ending);
+            break;
+        }
+        let known = found.map(|binlog| {
+            let covered = if let Form::Tail(segments) = &binlog.form { covered_end(segments) } else { 0 };
+            (binlog.opening.clone(), covered)
+        });
+        todo.binlogs.push(Unsealed { file, known });
+    }
+    todo.binlogs.reverse();
+    if !met_any {
+        todo.history_was_replaced = !holds_what_was_shipped(archive, session, server_uuid, timeline).await?;
+    }
+    debug!(binlogs = todo.binlogs.len(), met_any, "compared the server with the archive");
+    Ok(todo)
+}
+
+/// The archived binlog that the server's file `name` is.
+async fn find<'a>(endpoint: &Endpoint, name: &str, stored: &'a [StoredBinlog]) -> anyhow::Result<Option<&'a StoredBinlog>> {
+    if !stored.iter().any(|b| b.place().name == name) {
+        return Ok(None);
+    }
+    let identity = identify(endpoint, name).await?;
+    Ok(identity.and_then(|i| stored.iter().find(|b| b.place().name == name && b.opening.fingerprint == i.fingerprint)))
+}
+
+/// Whether the server's gtid_executed holds everything that the archive has of this timeline.
+async fn holds_what_was_shipped(archive: &Archive, session: &mut Session, server_uuid: Uuid, timeline: u32) -> anyhow::Result<bool> {
+    let shipped = archive.binlogs_where(|place| place.server_uuid == server_uuid).await?;
+    let mut gtids = GtidSet::new();
+    for binlog in shipped.iter().filter(|b| b.opening.timeline == timeline) {
+        gtids.add(&binlog.opening.held_before);
+        gtids.add(binlog.gtids().unwrap_or(&GtidSet::new()));
+    }
+    let missing = gtids.subtract(&session.gtid_executed().await?);
+    if !missing.is_empty() {
+        warn!(%missing, "the server lacks transactions that were shipped from it: its history was replaced");
+    }
+    // A tail's transactions are not known without reading it; that the first binlog begins anew is known.
+    let begins_anew = shipped.iter().any(|b| b.opening.timeline == timeline) && session.gtid_purged().await?.is_empty();
+    Ok(missing.is_empty() && !begins_anew)
+}

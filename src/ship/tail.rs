@@ -1,0 +1,262 @@
+//! The live binlog followed: segments stored as they are cut, several at a time, the watermark moving in order.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use futures_util::{StreamExt, stream::FuturesOrdered};
+use tokio::{
+    sync::{Mutex, watch},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::{info, warn};
+
+use crate::{
+    archive::{
+        keys::{BinlogPlace, SegmentRange},
+        records::{Ending, Opening},
+    },
+    binlog::{
+        event::{MAGIC, kind},
+        splitter::{SplitError, Splitter},
+    },
+    mysql::dump::{AtEnd, Dump, DumpItem},
+    store::Upload,
+    support::clock,
+};
+
+use super::{
+    beginning::Identity,
+    cutter::{Action, Cutter},
+    puts::{finish_once, put_once},
+    seal::{ToSeal, seal},
+    shipper::{Round, Status},
+};
+
+/// Segments being stored at a time; more hide the store's latency, and each holds a segment in memory.
+const UPLOADS_IN_FLIGHT_MAX: usize = 4;
+/// How long a stopping agent goes on storing what it has already cut.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A segment that is durable.
+struct Stored {
+    range: SegmentRange,
+    sha256: String,
+}
+
+/// Follows the live binlog, and each one after it.
+pub struct Tail<'r> {
+    round: &'r mut Round,
+    name: String,
+    opening: Option<Opening>,
+    splitter: Splitter,
+    cutter: Cutter,
+    last_kind: u8,
+    uploads: FuturesOrdered<JoinHandle<anyhow::Result<Stored>>>,
+    stream: Option<(Box<dyn Upload>, SegmentRange)>,
+    seals: JoinSet<anyhow::Result<()>>,
+    /// Binlogs are sealed one after the other.
+    sealing: Arc<Mutex<()>>,
+    deadline: Option<Instant>,
+}
+
+impl<'r> Tail<'r> {
+    /// From the beginning of `name`, or from where `known` (its opening, and how far it is covered) ends.
+    pub fn new(round: &'r mut Round, name: &str, known: Option<(Opening, u64)>) -> Tail<'r> {
+        let (codec, segment_bytes) = (round.settings.codec, round.settings.segment_bytes);
+        let (opening, covered) = known.map_or((None, 0), |(opening, covered)| (Some(opening), covered));
+        let resumes = opening.is_some() && covered > MAGIC.len() as u64;
+        Tail {
+            round,
+            name: name.to_owned(),
+            opening,
+            splitter: if resumes { Splitter::resume(covered, true) } else { after_magic() },
+            cutter: if resumes { Cutter::resume(codec, segment_bytes) } else { Cutter::new(codec, segment_bytes) },
+            last_kind: 0,
+            uploads: FuturesOrdered::new(),
+            stream: None,
+            seals: JoinSet::new(),
+            sealing: Arc::default(),
+            deadline: None,
+        }
+    }
+
+    /// Goes on until `stop`, or until something fails.
+    pub async fn follow(mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<()> {
+        let from = self.splitter.position().max(MAGIC.len() as u64);
+        let endpoint = self.round.endpoint.clone();
+        let mut dump = Dump::open(&endpoint, &self.name, from, AtEnd::Wait).await.context("cannot open the binlog stream")?;
+        info!(binlog = %self.name, position = from, "following the live binlog");
+        loop {
+            let may_read = self.uploads.len() < UPLOADS_IN_FLIGHT_MAX;
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|s| *s) => return self.finish().await,
+                Some(done) = self.uploads.next(), if !self.uploads.is_empty() => self.stored(done)?,
+                Some(done) = self.seals.join_next(), if !self.seals.is_empty() => done.context("a sealing task died")??,
+                () = sleep_until(self.deadline.unwrap_or_else(Instant::now)), if self.deadline.is_some() && may_read => {
+                    self.deadline = None;
+                    self.cut().await?;
+                }
+                item = dump.next(), if may_read => self.item(item.context("the binlog stream broke")?).await?,
+            }
+        }
+    }
+
+    async fn item(&mut self, item: DumpItem) -> anyhow::Result<()> {
+        match item {
+            DumpItem::Bytes { bytes, .. } => {
+                let (cutter, last_kind) = (&mut self.cutter, &mut self.last_kind);
+                let mut actions = Vec::new();
+                self.splitter.push(&bytes, |piece| {
+                    *last_kind = piece.header.kind;
+                    cutter.piece(piece, &mut actions)
+                })?;
+                self.round.status.send_modify(|s| s.received_bytes += bytes.len() as u64);
+                self.act(actions).await?;
+                if self.deadline.is_none() && self.cutter.has_uncut() {
+                    self.deadline = Some(Instant::now() + self.round.settings.flush_interval);
+                }
+                Ok(())
+            }
+            DumpItem::Format(format) => {
+                self.splitter = Splitter::resume(self.splitter.position(), format.checksum);
+                Ok(())
+            }
+            DumpItem::Binlog { name, .. } if name == self.name => Ok(()),
+            DumpItem::Binlog { name, position } => self.rotate(name, position).await,
+            DumpItem::Heartbeat => Ok(()),
+            DumpItem::End => bail!("the server ended the binlog stream"),
+        }
+    }
+
+    /// Cuts and stores what there is.
+    async fn cut(&mut self) -> anyhow::Result<()> {
+        let mut actions = Vec::new();
+        self.cutter.cut_soon(&mut actions)?;
+        self.act(actions).await
+    }
+
+    async fn act(&mut self, actions: Vec<Action>) -> anyhow::Result<()> {
+        for action in actions {
+            match action {
+                Action::Open(identity) => self.open(&identity).await?,
+                Action::Put(cut) => {
+                    self.deadline = None;
+                    let (store, key) = (self.round.archive.store.clone(), self.key(cut.range)?);
+                    self.uploads.push_back(tokio::spawn(async move {
+                        put_once(&store, &key, cut.bytes.into()).await?;
+                        Ok(Stored { range: cut.range, sha256: cut.sha256 })
+                    }));
+                }
+                Action::StreamBegin(range) => {
+                    let upload = self.round.archive.store.upload(&self.key(range)?).await?;
+                    self.stream = Some((upload, range));
+                }
+                Action::StreamBytes(bytes) => {
+                    let Some((upload, _)) = &mut self.stream else { bail!("bytes of a segment that was not begun") };
+                    upload.write(bytes.into()).await?;
+                }
+                Action::StreamEnd { sha256 } => {
+                    let Some((upload, range)) = self.stream.take() else { bail!("the end of a segment that was not begun") };
+                    finish_once(upload).await?;
+                    self.uploads.push_back(tokio::spawn(async move { Ok(Stored { range, sha256 }) }));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The binlog's first transaction has begun: it gets its place.
+    async fn open(&mut self, identity: &Identity) -> anyhow::Result<()> {
+        if let Some(known) = &self.opening {
+            if known.fingerprint != identity.fingerprint {
+                bail!("binlog {} changed while the agent looked at it", self.name);
+            }
+            return Ok(());
+        }
+        self.opening = Some(self.round.open(&self.name, identity).await?);
+        Ok(())
+    }
+
+    fn place(&self) -> anyhow::Result<&BinlogPlace> {
+        Ok(&self.opening.as_ref().context("a segment was cut before its binlog had a place")?.place)
+    }
+
+    fn key(&self, range: SegmentRange) -> anyhow::Result<String> {
+        Ok(self.place()?.segment_key(&self.round.archive.shard, range, self.round.settings.codec))
+    }
+
+    /// i3: called in the order in which the segments were cut.
+    fn stored(&mut self, done: Result<anyhow::Result<Stored>, tokio::task::JoinError>) -> anyhow::Result<()> {
+        let stored = done.context("a storing task died")??;
+        self.round.catalog.segment_stored(self.place()?, stored.range, &stored.sha256);
+        let (name, timeline) = (self.name.clone(), self.round.timeline.id);
+        self.round.status.send_modify(|s| {
+            *s = Status {
+                timeline: Some(timeline),
+                durable: Some((name, stored.range.end)),
+                durable_at_us: Some(clock::now_us()),
+                segments_stored: s.segments_stored + 1,
+                ..s.clone()
+            };
+        });
+        Ok(())
+    }
+
+    async fn drain(&mut self) -> anyhow::Result<()> {
+        self.cut().await?;
+        while let Some(done) = self.uploads.next().await {
+            self.stored(done)?;
+        }
+        Ok(())
+    }
+
+    /// The server went on to another binlog: the one before is complete, and is sealed in the background.
+    async fn rotate(&mut self, name: String, position: u64) -> anyhow::Result<()> {
+        self.splitter.finish().with_context(|| format!("binlog {}", self.name))?;
+        self.drain().await?;
+        if let Some(opening) = self.opening.take() {
+            let work = ToSeal { name: self.name.clone(), opening, expected_bytes: Some(self.splitter.position()) };
+            let (archive, endpoint, catalog) = (self.round.archive.clone(), self.round.endpoint.clone(), self.round.catalog.clone());
+            let (codec, sealing) = (self.round.settings.codec, self.sealing.clone());
+            self.seals.spawn(async move {
+                let _one_at_a_time = sealing.lock().await;
+                seal(&archive, &endpoint, &catalog, codec, &work).await.map(|_| ())
+            });
+        }
+        let ending = match self.last_kind {
+            kind::ROTATE => Ending::Rotate,
+            kind::STOP => Ending::Stop,
+            _ => Ending::Crash,
+        };
+        self.round.crashed |= ending == Ending::Crash;
+        info!(binlog = %name, before = %self.name, ?ending, "the server went on to the next binlog");
+        if position != MAGIC.len() as u64 {
+            bail!("the server entered binlog {name} at {position} instead of its beginning");
+        }
+        self.name = name;
+        self.splitter = after_magic();
+        self.cutter = Cutter::new(self.round.settings.codec, self.round.settings.segment_bytes);
+        self.deadline = None;
+        Ok(())
+    }
+
+    /// A clean stop: what was received is stored; sealing goes on in the next life.
+    async fn finish(mut self) -> anyhow::Result<()> {
+        match timeout(STOP_PATIENCE, self.drain()).await {
+            Ok(result) => result,
+            Err(_) => {
+                warn!("stopped before everything that was received was stored; the next start goes on from the archive");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The source never sends the magic bytes.
+fn after_magic() -> Splitter {
+    let mut splitter = Splitter::new();
+    splitter.push(&MAGIC, |_| Ok::<(), SplitError>(())).expect("these are the magic bytes");
+    splitter
+}

@@ -1,0 +1,4 @@
+//! Snapshots: asked for, taken, recorded.
+
+pub mod request;
+pub mod take;

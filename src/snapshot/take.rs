@@ -1,0 +1,201 @@
+//! One snapshot from the first record to the last.
+//!
+//! The record is stored as `started` before anything is done and changes once, to `complete` or `failed`. An agent that
+//! dies in between leaves a started record and perhaps a staged clone; [`sweep`] ends both at the next start.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use anyhow::{Context, bail};
+use jiff::{Timestamp, tz::TimeZone};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::{
+    archive::{
+        codec::Codec,
+        keys,
+        listing::Archive,
+        records::{FORMAT_VERSION, Provider, Snapshot, SnapshotState},
+    },
+    mysql::{
+        endpoint::Endpoint,
+        preflight,
+        query::{Session, Variables},
+    },
+    store::Put,
+    support::{
+        clock,
+        hint::{OrHint, render},
+        progress::{Progress, human_bytes},
+    },
+    volume::{clone, tarball},
+};
+
+/// Variables without which the data does not start, or starts as something else.
+const STARTUP_VARIABLES: [&str; 6] = [
+    "innodb_data_file_path",
+    "innodb_page_size",
+    "lower_case_table_names",
+    "innodb_undo_tablespaces",
+    "default_authentication_plugin",
+    "plugin_load",
+];
+
+/// How to take a snapshot.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub staging_dir: PathBuf,
+    pub codec: Codec,
+    /// Tables that are not InnoDB, as `schema.table`, which may be empty in the snapshot.
+    pub accept_empty: Vec<String>,
+}
+
+/// A new snapshot's or request's name; names sort by time.
+pub fn new_id() -> String {
+    let now = Timestamp::now().to_zoned(TimeZone::UTC);
+    let random = Uuid::new_v4().simple().to_string();
+    format!("{}-{}", now.strftime("%Y%m%dT%H%M%S%.6fZ"), &random[..8])
+}
+
+fn is_id(name: &str) -> bool {
+    const ID_BYTES: usize = "20261121T101403.120000Z-0a1b2c3d".len();
+    name.len() == ID_BYTES && name.as_bytes()[ID_BYTES - 9..].starts_with(b"-") && name.as_bytes()[..8].iter().all(u8::is_ascii_digit)
+}
+
+/// Takes a snapshot under the name `id`. The server's own timeline must exist.
+pub async fn take(archive: &Archive, endpoint: &Endpoint, settings: &Settings, id: &str, progress: &Progress) -> anyhow::Result<Snapshot> {
+    let mut session = Session::connect(endpoint).await?;
+    let variables = session.variables().await?;
+    preflight(&mut session, settings).await?;
+    let server_uuid = variables.server_uuid()?;
+    let record = Snapshot {
+        format: FORMAT_VERSION,
+        id: id.to_owned(),
+        state: SnapshotState::Started,
+        provider: Provider::Clone,
+        timeline: own_timeline(archive, server_uuid).await?,
+        server_uuid,
+        server_version: variables.version().to_owned(),
+        started_at_us: clock::now_us(),
+        finished_at_us: None,
+        gtids_before: session.gtid_executed().await?,
+        gtids_after: None,
+        variables: startup_variables(&variables),
+        data_key: keys::snapshot_data_key(&archive.shard, id, settings.codec),
+        data_bytes: 0,
+        stored_bytes: 0,
+        stored_sha256: String::new(),
+        failure: None,
+    };
+    let key = keys::snapshot_key(&archive.shard, id);
+    if !archive.put_record(&key, &record, Put::IfAbsent).await? {
+        bail!("there is a snapshot {id} already");
+    }
+    let taken = copy(archive, endpoint, &mut session, settings, record.clone(), progress).await;
+    let ended = match &taken {
+        Ok(complete) => complete.clone(),
+        Err(e) => Snapshot {
+            state: SnapshotState::Failed,
+            finished_at_us: Some(clock::now_us()),
+            failure: Some(render(e)),
+            ..record
+        },
+    };
+    end(archive, &ended).await?;
+    let taken = taken?;
+    info!(snapshot = id, data_bytes = taken.data_bytes, stored_bytes = taken.stored_bytes, timeline = taken.timeline, "took a snapshot");
+    Ok(taken)
+}
+
+async fn preflight(session: &mut Session, settings: &Settings) -> anyhow::Result<()> {
+    for check in preflight::clone_plugin(session, &settings.staging_dir).await? {
+        if check.verdict == preflight::Verdict::Failed {
+            return Err(anyhow::anyhow!("{}: {}", check.name, check.detail)).hint(check.hint.unwrap_or_default());
+        }
+    }
+    let foreign = preflight::foreign_engine_tables(session).await?;
+    let refused: Vec<&String> =
+        foreign.iter().filter(|t| !settings.accept_empty.iter().any(|a| t.split(' ').next() == Some(a.as_str()))).collect();
+    if let Some(first) = refused.first() {
+        return Err(anyhow::anyhow!("{} tables are not InnoDB, and a clone would hold them empty; the first is {first}", refused.len()))
+            .hint("convert them to InnoDB, or name them in accept_empty of the [snapshot] section");
+    }
+    Ok(())
+}
+
+async fn copy(
+    archive: &Archive,
+    endpoint: &Endpoint,
+    session: &mut Session,
+    settings: &Settings,
+    record: Snapshot,
+    progress: &Progress,
+) -> anyhow::Result<Snapshot> {
+    progress.phase("cloning the data");
+    let staged = clone::clone_into(endpoint, &settings.staging_dir, &record.id, progress).await?;
+    let gtids_after = session.gtid_executed().await?;
+    // The server's timeline may have changed since; what was copied belongs to the one that it is on now.
+    let timeline = own_timeline(archive, record.server_uuid).await?;
+    progress.phase("storing the copy");
+    let packed = tarball::pack(staged.path(), &archive.store, &record.data_key, settings.codec, |stored| {
+        progress.update(|| human_bytes(stored));
+    })
+    .await?;
+    Ok(Snapshot {
+        state: SnapshotState::Complete,
+        timeline,
+        finished_at_us: Some(clock::now_us()),
+        gtids_after: Some(gtids_after),
+        data_bytes: packed.data_bytes,
+        stored_bytes: packed.stored_bytes,
+        stored_sha256: packed.stored_sha256,
+        ..record
+    })
+}
+
+/// Replaces a started record with its end.
+async fn end(archive: &Archive, ended: &Snapshot) -> anyhow::Result<()> {
+    let key = keys::snapshot_key(&archive.shard, &ended.id);
+    let (stored, version): (Snapshot, _) = archive.record(&key).await?;
+    if stored.state != SnapshotState::Started || !archive.put_record(&key, ended, Put::IfMatch(version)).await? {
+        bail!("the record of snapshot {} was changed by somebody else", ended.id);
+    }
+    Ok(())
+}
+
+async fn own_timeline(archive: &Archive, server_uuid: Uuid) -> anyhow::Result<u32> {
+    let timelines = archive.timelines().await?;
+    let own = timelines.iter().filter(|t| t.server_uuid == server_uuid).map(|t| t.id).max();
+    own.with_context(|| format!("server {server_uuid} has no timeline yet")).hint("start its agent first")
+}
+
+fn startup_variables(variables: &Variables) -> BTreeMap<String, String> {
+    let known = |name: &str| variables.get(&[name]).map(|value| (name.to_owned(), value.to_owned()));
+    STARTUP_VARIABLES.into_iter().filter_map(known).collect()
+}
+
+/// Ends what an agent of this server left behind when it died. Call it under the state lock only.
+pub async fn sweep(archive: &Archive, settings: &Settings, server_uuid: Uuid) -> anyhow::Result<()> {
+    clone::sweep(&settings.staging_dir, is_id);
+    for snapshot in archive.snapshots().await? {
+        if snapshot.state == SnapshotState::Started && snapshot.server_uuid == server_uuid {
+            warn!(snapshot = %snapshot.id, "a snapshot was interrupted and is given up");
+            let failure = Some("the agent died while it was taken".to_owned());
+            end(archive, &Snapshot { state: SnapshotState::Failed, failure, finished_at_us: Some(clock::now_us()), ..snapshot }).await?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_recognised_and_sort_by_time() {
+        let (a, b) = (new_id(), new_id());
+        assert!(is_id(&a) && is_id(&b), "{a}");
+        assert!(a[..22] <= b[..22]);
+        assert!(!is_id("mysql") && !is_id("#innodb_redo"));
+    }
+}
