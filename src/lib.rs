@@ -7,8 +7,11 @@
 pub mod archive;
 pub mod binlog;
 pub mod config;
+pub mod inspect;
 pub mod mysql;
+pub mod recover;
 pub mod ship;
+pub mod source;
 pub mod store;
 pub mod snapshot;
 pub mod support;

@@ -152,8 +152,14 @@ impl Wire {
         self.write_part(&mut Framer::new(payload.len() as u64), payload).await
     }
 
-    /// Queues a part of the payload that `framer` frames.
-    pub async fn write_part(&mut self, framer: &mut Framer, mut bytes: &[u8]) -> Result<(), WireError> {
+    /// Queues a part of the payload that `framer` frames, and sends what has gathered.
+    pub async fn write_part(&mut self, framer: &mut Framer, bytes: &[u8]) -> Result<(), WireError> {
+        self.queue_part(framer, bytes);
+        self.flush_if_full().await
+    }
+
+    /// Queues a part of the payload that `framer` frames; the caller sees to flushing.
+    pub fn queue_part(&mut self, framer: &mut Framer, mut bytes: &[u8]) {
         loop {
             if framer.packet_left == 0 {
                 if framer.last_begun {
@@ -172,15 +178,16 @@ impl Wire {
             self.outbox.extend_from_slice(now);
             bytes = later;
             framer.packet_left -= now.len();
-            if self.outbox.len() >= WRITE_BYTES {
-                self.flush().await?;
-            }
             if framer.packet_left > 0 {
                 break;
             }
         }
         debug_assert!(bytes.is_empty(), "more bytes than the payload was said to have");
-        Ok(())
+    }
+
+    /// Sends what is queued, once it is worth a system call.
+    pub async fn flush_if_full(&mut self) -> Result<(), WireError> {
+        if self.outbox.len() >= WRITE_BYTES { self.flush().await } else { Ok(()) }
     }
 
     pub async fn flush(&mut self) -> Result<(), WireError> {

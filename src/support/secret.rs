@@ -15,9 +15,9 @@ impl Secret {
         Secret(text.into())
     }
 
-    /// A fresh random secret, 64 hexadecimal digits (244 random bits).
+    /// A fresh random secret: 32 hexadecimal digits (122 random bits), all that SOURCE_PASSWORD takes.
     pub fn random() -> Self {
-        Secret(format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple()))
+        Secret(uuid::Uuid::new_v4().simple().to_string())
     }
 
     /// The first line of a file, without its line end.

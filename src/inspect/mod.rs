@@ -1,0 +1,3 @@
+//! Looking into the archive without recovering anything.
+
+pub mod search;

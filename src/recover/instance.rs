@@ -1,0 +1,169 @@
+//! The server that is being recovered: started so that nothing but the replay can change it.
+//!
+//! It listens on a socket in a folder that nobody else may enter, ignores the settings that were persisted in the data
+//! (they beat the command line), runs no events, keeps no binlog of its own (so that nothing it does takes a GTID), and its
+//! server_id is random: transactions that carry the replica's own would be skipped. Nobody knows the passwords in the
+//! data, so an init file makes an account for us; `finish` drops it.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context;
+use rand::Rng;
+
+use crate::{
+    archive::records::Snapshot,
+    mysql::{
+        endpoint::{Address, Endpoint, Tls},
+        process::Mysqld,
+        query::{Session, version_number},
+    },
+    support::secret::Secret,
+};
+
+use super::workdir::Workdir;
+
+/// Crash recovery of a large buffer pool's worth of redo log takes minutes.
+const START_TIMEOUT: Duration = Duration::from_secs(1800);
+/// A clean shutdown writes every dirty page.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1800);
+const ACCOUNT: &str = "mysql_pitr_recover";
+const LARGEST_PACKET: &str = "1G";
+const BUFFER_POOL_BYTES_MIN: u64 = 128 << 20;
+/// Of the memory that is available, so that another server on the machine goes on undisturbed.
+const BUFFER_POOL_SHARE: u64 = 4;
+/// `SHOW REPLICA STATUS` and the `replica_*` options exist from here on.
+const VERSION_MIN: u32 = 80_026;
+
+/// For what the server is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Durability is relaxed: the snapshot is the safety net.
+    Replay { workers: u16 },
+    /// With the server's own durability, to see that it starts and holds what it should.
+    Verify,
+}
+
+pub struct Instance {
+    server: Mysqld,
+    pub session: Session,
+    pub endpoint: Endpoint,
+}
+
+impl Instance {
+    pub async fn start(mysqld: &Path, workdir: &Workdir, snapshot: &Snapshot, purpose: Purpose) -> anyhow::Result<Instance> {
+        let password = Secret::random();
+        let init_file = workdir.scratch().join("init.sql");
+        // Without a binlog these take no GTID.
+        let statements = format!(
+            "DROP USER IF EXISTS '{ACCOUNT}'@'localhost';\n\
+             CREATE USER '{ACCOUNT}'@'localhost' IDENTIFIED WITH caching_sha2_password BY '{}';\n\
+             GRANT ALL ON *.* TO '{ACCOUNT}'@'localhost' WITH GRANT OPTION;\n",
+            password.reveal()
+        );
+        std::fs::write(&init_file, statements).with_context(|| format!("cannot write {}", init_file.display()))?;
+        workdir.own(&init_file)?;
+        let socket = workdir.scratch().join("mysqld.sock");
+        let endpoint = Endpoint { address: Address::Socket(socket), user: ACCOUNT.into(), password, tls: Tls::Disabled };
+        let mut server = Mysqld::spawn(mysqld, &arguments(workdir, snapshot, purpose), &workdir.scratch().join("mysqld.log"))?;
+        let ready = server.wait_ready(&endpoint, START_TIMEOUT).await;
+        let removed = std::fs::remove_file(&init_file);
+        let session = ready?;
+        removed.with_context(|| format!("cannot remove {}", init_file.display()))?;
+        Ok(Instance { server, session, endpoint })
+    }
+
+    pub fn ensure_running(&mut self) -> anyhow::Result<()> {
+        self.server.ensure_running()
+    }
+
+    /// A clean shutdown; the account goes with it if the server is handed over.
+    pub async fn stop(mut self, drop_account: bool) -> anyhow::Result<()> {
+        if drop_account {
+            self.session.execute(&format!("DROP USER '{ACCOUNT}'@'localhost'")).await?;
+        }
+        self.session.close().await;
+        self.server.stop(STOP_TIMEOUT).await
+    }
+}
+
+fn arguments(workdir: &Workdir, snapshot: &Snapshot, purpose: Purpose) -> Vec<String> {
+    let scratch = workdir.scratch().display();
+    let mut arguments: Vec<String> = vec![
+        "--no-defaults".into(),
+        format!("--datadir={}", workdir.data().display()),
+        format!("--socket={scratch}/mysqld.sock"),
+        format!("--pid-file={scratch}/mysqld.pid"),
+        format!("--init-file={scratch}/init.sql"),
+        format!("--relay-log={scratch}/relay"),
+        format!("--relay-log-index={scratch}/relay.index"),
+        format!("--server-id={}", rand::rng().random_range(1u32 << 30..u32::MAX)),
+        format!("--innodb-buffer-pool-size={}", buffer_pool_bytes()),
+        format!("--max-allowed-packet={LARGEST_PACKET}"),
+        format!("--replica-max-allowed-packet={LARGEST_PACKET}"),
+        format!("--replica-pending-jobs-size-max={LARGEST_PACKET}"),
+        "--secure-file-priv=NULL".into(),
+    ];
+    arguments.extend(
+        [
+            "--persisted-globals-load=OFF",
+            "--skip-networking",
+            "--loose-mysqlx=OFF",
+            "--skip-log-bin",
+            "--skip-replica-start",
+            "--event-scheduler=OFF",
+            "--gtid-mode=ON",
+            "--enforce-gtid-consistency=ON",
+            "--super-read-only=ON",
+        ]
+        .map(str::to_owned),
+    );
+    if let Some(user) = workdir.run_as() {
+        arguments.push(format!("--user={}", user.name));
+    }
+    for (variable, option) in [
+        ("innodb_data_file_path", "innodb-data-file-path"),
+        ("innodb_page_size", "innodb-page-size"),
+        ("lower_case_table_names", "lower-case-table-names"),
+    ] {
+        if let Some(value) = snapshot.variables.get(variable) {
+            arguments.push(format!("--{option}={value}"));
+        }
+    }
+    if let Purpose::Replay { workers } = purpose {
+        arguments.extend([
+            format!("--replica-parallel-workers={workers}"),
+            // Nobody reads while it is replayed, and the stream ends on a boundary.
+            "--replica-preserve-commit-order=OFF".into(),
+            "--innodb-flush-log-at-trx-commit=0".into(),
+            "--innodb-doublewrite=OFF".into(),
+        ]);
+    }
+    arguments
+}
+
+fn buffer_pool_bytes() -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available_kib = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<u64>().ok());
+    (available_kib.unwrap_or(0) * 1024 / BUFFER_POOL_SHARE).max(BUFFER_POOL_BYTES_MIN)
+}
+
+/// # Errors
+/// Where `mysqld` is older than the servers that wrote the archive, or too old for the replay.
+pub async fn check_version(mysqld: &Path, archived: &str) -> anyhow::Result<()> {
+    use crate::support::hint::OrHint;
+    const HINT: &str = "set mysqld in the [recover] section to the program of a server that is at least as new as the archive's";
+    let output = tokio::process::Command::new(mysqld)
+        .args(["--no-defaults", "--version"])
+        .output()
+        .await
+        .with_context(|| format!("cannot run {}", mysqld.display()))
+        .hint(HINT)?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let version = text.split_whitespace().skip_while(|w| *w != "Ver").nth(1).unwrap_or_default();
+    let number = version_number(version);
+    if number < VERSION_MIN || number < version_number(archived) {
+        let e = anyhow::anyhow!("{} is MySQL {version}, and the archive was written by {archived}", mysqld.display());
+        return Err(e).hint(HINT);
+    }
+    Ok(())
+}

@@ -1,0 +1,10 @@
+//! Recovery: a plan that can be read, then its phases in order. `docs/architecture.md` tells why each is as it is.
+
+mod instance;
+pub mod plan;
+mod replay;
+mod run;
+pub mod target;
+mod workdir;
+
+pub use run::{Recovered, Settings, recover};

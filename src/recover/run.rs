@@ -1,0 +1,176 @@
+//! The phases, top to bottom.
+//!
+//! A recovery that dies in any of them leaves the target unstartable, and says so when it is tried again.
+
+use std::{path::PathBuf, time::Instant};
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::{
+    archive::{
+        listing::Archive,
+        records::{DESCENT_FILE, Descent, FORMAT_VERSION},
+    },
+    binlog::gtid::GtidSet,
+    mysql::preflight::free_bytes,
+    support::{
+        clock,
+        hint::OrHint,
+        progress::{Progress, human_bytes},
+    },
+    volume::tarball,
+};
+
+use super::{
+    instance::{Instance, Purpose, check_version},
+    plan::Plan,
+    replay::{Replayed, replay},
+    workdir::{RunAs, Workdir},
+};
+
+/// What the relay logs and the redo log take beside the data, at most, while the replay runs.
+const HEADROOM_BYTES: u64 = 512 << 20;
+
+/// How to recover.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub mysqld: PathBuf,
+    pub user: Option<String>,
+    pub workers: u16,
+    pub target_dir: PathBuf,
+}
+
+/// What was recovered.
+#[derive(Debug, Clone, Serialize)]
+pub struct Recovered {
+    pub target_dir: PathBuf,
+    pub server_uuid: Uuid,
+    pub gtid_executed: GtidSet,
+    /// The commit time of the last transaction that the server holds; none where nothing was replayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovered_to: Option<String>,
+    pub transactions_replayed: u64,
+    pub bytes_replayed: u64,
+    /// XA transactions that are prepared and neither committed nor rolled back, as `XA RECOVER` shows them.
+    pub xa_prepared: Vec<String>,
+    /// From the command's start to a server that is ready to be started.
+    pub rto_ms: u64,
+    pub phases: Vec<Phase>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Phase {
+    pub name: &'static str,
+    pub ms: u64,
+}
+
+struct Phases {
+    began: Instant,
+    done: Vec<Phase>,
+}
+
+impl Phases {
+    fn end(&mut self, name: &'static str) {
+        let so_far: u64 = self.done.iter().map(|p| p.ms).sum();
+        self.done.push(Phase { name, ms: self.began.elapsed().as_millis() as u64 - so_far });
+    }
+}
+
+/// Carries out `plan`. `began`: when the command was given.
+pub async fn recover(archive: &Archive, plan: &Plan, settings: &Settings, progress: &Progress, began: Instant) -> anyhow::Result<Recovered> {
+    let mut phases = Phases { began, done: Vec::new() };
+    phases.end("plan");
+    let newest = plan.legs.last().map_or(&plan.snapshot.server_version, |leg| &leg.binlog.opening.server_version);
+    check_version(&settings.mysqld, newest).await?;
+    let workdir = Workdir::create(&settings.target_dir, RunAs::find(settings.user.as_deref())?)?;
+    ensure_room(plan, &workdir)?;
+
+    progress.phase("unpacking the snapshot");
+    let stored = plan.snapshot.stored_bytes;
+    tarball::unpack(&archive.store, &plan.snapshot.data_key, &plan.snapshot.stored_sha256, &workdir.data(), |read| {
+        progress.update(|| format!("{} of {}", human_bytes(read), human_bytes(stored)));
+    })
+    .await?;
+    workdir.own_data()?;
+    phases.end("unpack");
+
+    progress.phase("starting the server");
+    let mut instance = Instance::start(&settings.mysqld, &workdir, &plan.snapshot, Purpose::Replay { workers: settings.workers }).await?;
+    let held = forget_replication(&mut instance, plan).await?;
+    phases.end("start");
+
+    progress.phase("replaying");
+    let replayed = replay(&mut instance, plan, &held, archive, progress).await?;
+    phases.end("replay");
+
+    progress.phase("restarting to verify");
+    instance.stop(false).await.context("the replayed server did not shut down cleanly")?;
+    let recovered = verify(settings, plan, &workdir).await?;
+    phases.end("verify");
+
+    let descent = Descent {
+        format: FORMAT_VERSION,
+        shard: archive.shard.to_string(),
+        parent: plan.path.last().id,
+        server_uuid: recovered.0,
+        branch_set: plan.target_gtids.clone(),
+    };
+    workdir.write_data(DESCENT_FILE, &serde_json::to_vec_pretty(&descent)?)?;
+    workdir.finish()?;
+    phases.end("finish");
+    Ok(report(plan, settings, recovered, &replayed, phases))
+}
+
+fn report(plan: &Plan, settings: &Settings, (server_uuid, xa_prepared): (Uuid, Vec<String>), replayed: &Replayed, phases: Phases) -> Recovered {
+    Recovered {
+        target_dir: settings.target_dir.clone(),
+        server_uuid,
+        gtid_executed: plan.target_gtids.clone(),
+        recovered_to: plan.last.as_ref().map(|stop| clock::format_utc(stop.commit_us)),
+        transactions_replayed: replayed.transactions,
+        bytes_replayed: replayed.bytes,
+        xa_prepared,
+        rto_ms: phases.began.elapsed().as_millis() as u64,
+        phases: phases.done,
+    }
+}
+
+fn ensure_room(plan: &Plan, workdir: &Workdir) -> anyhow::Result<()> {
+    let needed = plan.snapshot.data_bytes + HEADROOM_BYTES;
+    let free = free_bytes(&workdir.data())?;
+    if free < needed {
+        let e = anyhow::anyhow!("{} has {} free, and recovery needs {}", workdir.data().display(), human_bytes(free), human_bytes(needed));
+        return Err(e).hint("choose a larger volume for --target-dir");
+    }
+    Ok(())
+}
+
+/// What the copied server replicated from is none of its business any more. Returns what it has executed: only the server
+/// itself knows exactly what a copy holds.
+async fn forget_replication(instance: &mut Instance, plan: &Plan) -> anyhow::Result<GtidSet> {
+    instance.session.execute("RESET REPLICA ALL").await?;
+    let held = instance.session.gtid_executed().await?;
+    let lost = plan.snapshot.gtids_before.subtract(&held);
+    let alien = held.subtract(&plan.target_gtids);
+    if !lost.is_empty() || !alien.is_empty() {
+        bail!("the snapshot {} does not hold what its record says: it lacks `{lost}`, and has `{alien}` too many", plan.snapshot.id);
+    }
+    Ok(held)
+}
+
+/// i7: a clean start with the server's own durability, and exactly the planned set.
+async fn verify(settings: &Settings, plan: &Plan, workdir: &Workdir) -> anyhow::Result<(Uuid, Vec<String>)> {
+    let mut instance = Instance::start(&settings.mysqld, workdir, &plan.snapshot, Purpose::Verify).await.context("the recovered server does not start")?;
+    let executed = instance.session.gtid_executed().await?;
+    if executed != plan.target_gtids {
+        bail!("the recovered server holds {executed} instead of {}", plan.target_gtids);
+    }
+    let server_uuid = instance.session.variables().await?.server_uuid()?;
+    let rows: Vec<(i64, i64, i64, Vec<u8>)> = instance.session.rows("XA RECOVER CONVERT XID").await?;
+    let xa_prepared = rows.into_iter().map(|(format, _, _, data)| format!("{} (format {format})", String::from_utf8_lossy(&data))).collect();
+    instance.session.execute("SET GLOBAL super_read_only = OFF").await?;
+    instance.stop(true).await.context("the recovered server did not shut down cleanly")?;
+    Ok((server_uuid, xa_prepared))
+}

@@ -1,0 +1,175 @@
+//! The binlogs as a replica gets them: at each file an artificial Rotate and the file's own Format_description, then the
+//! transactions that it lacks and may have, as mysqld wrote them.
+//!
+//! A transaction is sent whole or not at all: everything from one GTID event to the next follows the decision made at the
+//! first. Sequence numbers restart with each file, so files are never joined.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::BufMut;
+use tokio::time::timeout;
+
+use crate::{
+    archive::reader::{Portions, damaged},
+    binlog::{
+        event::{CHECKSUM_BYTES, FLAG_ARTIFICIAL, GtidEvent, HEADER_BYTES, MAGIC, kind},
+        gtid::GtidSet,
+        splitter::{Piece, SplitError, Splitter},
+        transaction::is_boundary,
+    },
+    mysql::wire::{Framer, Wire},
+};
+
+use super::feed::{Feed, Leg};
+
+/// Where the replica asks for none.
+pub const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(30);
+/// Before every event in the stream.
+const STATUS_OK: u8 = 0;
+
+/// Sends every leg, then heartbeats until the replica goes.
+pub async fn send(wire: &mut Wire, feed: &Feed, has: &GtidSet, heartbeat: Duration) -> anyhow::Result<()> {
+    let mut sender = Sender { wire, feed, sent: has.clone(), sending: false, framer: None, name: String::new(), log_pos: 0, heartbeat, checksum: true, in_event: false };
+    let legs: Vec<&Leg> = feed.legs.iter().filter(|leg| !lacks_nothing(leg, has)).collect();
+    // The next binlog is read ahead while this one is sent.
+    let mut next = legs.first().map(|leg| Portions::of(&feed.archive, &leg.binlog));
+    for (i, leg) in legs.iter().enumerate() {
+        let Some(portions) = next.take() else { break };
+        next = legs.get(i + 1).map(|leg| Portions::of(&feed.archive, &leg.binlog));
+        sender.leg(i, leg, portions).await?;
+    }
+    sender.wire.flush().await?;
+    feed.progress.sent_all();
+    loop {
+        tokio::time::sleep(heartbeat).await;
+        sender.beat().await?;
+    }
+}
+
+/// Whether a sealed binlog's manifest says already that there is nothing to send.
+fn lacks_nothing(leg: &Leg, has: &GtidSet) -> bool {
+    leg.binlog.gtids().is_some_and(|gtids| gtids.intersect(&leg.wanted).is_subset(has))
+}
+
+struct Sender<'a> {
+    wire: &'a mut Wire,
+    feed: &'a Feed,
+    /// What the replica has, and what it was sent.
+    sent: GtidSet,
+    sending: bool,
+    framer: Option<Framer>,
+    /// Where the replica believes to be, for heartbeats: one that says less is an error to it.
+    name: String,
+    log_pos: u32,
+    heartbeat: Duration,
+    /// Whether the replica expects a checksum after each event: as agreed at first, then as the last file's events have it.
+    checksum: bool,
+    in_event: bool,
+}
+
+impl Sender<'_> {
+    async fn leg(&mut self, number: usize, leg: &Leg, mut portions: Portions) -> anyhow::Result<()> {
+        // Binlogs of several servers may bear the same name; to the replica each is another file.
+        self.name = format!("pitr-{number:06}.{}", leg.binlog.place().name.rsplit('.').next().unwrap_or("000001"));
+        self.rotate();
+        let mut splitter = Splitter::new();
+        loop {
+            let portion = match timeout(self.heartbeat, portions.next()).await {
+                Ok(Ok(portion)) => portion,
+                Ok(Err(e)) => return Err(self.fail(e)),
+                Err(_) => {
+                    self.beat().await?;
+                    continue;
+                }
+            };
+            let Some(bytes) = portion else { break };
+            let pushed = splitter.push(&bytes, |piece| self.piece(piece, &leg.wanted));
+            damaged(pushed, &leg.binlog).map_err(|e| self.fail(e))?;
+            self.checksum = splitter.checksum();
+            self.wire.flush_if_full().await?;
+        }
+        damaged(splitter.finish(), &leg.binlog).map_err(|e| self.fail(e))
+    }
+
+    /// Tells whoever waits for the replica that the archive is at fault.
+    fn fail(&self, error: anyhow::Error) -> anyhow::Error {
+        let text = format!("{error:#}");
+        self.feed.progress.failed(error);
+        anyhow::anyhow!(text)
+    }
+
+    fn piece(&mut self, piece: &Piece<'_>, wanted: &GtidSet) -> Result<(), SplitError> {
+        if piece.is_first() {
+            if is_boundary(&piece.header) {
+                self.sending = match piece.header.kind {
+                    kind::FORMAT_DESCRIPTION | kind::PREVIOUS_GTIDS => true,
+                    // The next leg begins with a Rotate of its own.
+                    kind::ROTATE | kind::STOP => false,
+                    _ => self.wants(piece, wanted)?,
+                };
+            }
+            if self.sending {
+                let mut framer = Framer::new(1 + u64::from(piece.header.len));
+                self.wire.queue_part(&mut framer, &[STATUS_OK]);
+                self.framer = Some(framer);
+                self.log_pos = piece.header.log_pos;
+            }
+        }
+        if self.sending
+            && let Some(framer) = &mut self.framer
+        {
+            self.wire.queue_part(framer, piece.bytes);
+            self.feed.progress.sent_bytes(piece.bytes.len() as u64);
+        }
+        self.in_event = self.sending && !piece.is_last();
+        Ok(())
+    }
+
+    fn wants(&mut self, piece: &Piece<'_>, wanted: &GtidSet) -> Result<bool, SplitError> {
+        let event = GtidEvent::parse(piece.header.kind, piece.body()).map_err(|source| SplitError::Event { position: piece.start, source })?;
+        let wants = wanted.contains(&event.gtid) && !self.sent.contains(&event.gtid);
+        if wants {
+            self.sent.insert(event.gtid);
+            self.feed.progress.sent_transaction(event.immediate_commit_us);
+        }
+        Ok(wants)
+    }
+
+    /// Tells the replica which file comes now.
+    fn rotate(&mut self) {
+        let mut body = Vec::with_capacity(8 + self.name.len());
+        body.put_u64_le(MAGIC.len() as u64);
+        body.put_slice(self.name.as_bytes());
+        self.made_up(kind::ROTATE, 0, FLAG_ARTIFICIAL, &body);
+        self.log_pos = MAGIC.len() as u32;
+    }
+
+    async fn beat(&mut self) -> anyhow::Result<()> {
+        if self.in_event {
+            return Ok(());
+        }
+        let name = self.name.clone();
+        self.made_up(kind::HEARTBEAT, self.log_pos, 0, name.as_bytes());
+        self.wire.flush().await.context("the replica is gone")
+    }
+
+    /// Queues an event that no file holds.
+    fn made_up(&mut self, event_kind: u8, log_pos: u32, flags: u16, body: &[u8]) {
+        let len = HEADER_BYTES + body.len() + if self.checksum { CHECKSUM_BYTES } else { 0 };
+        let mut event = Vec::with_capacity(1 + len);
+        event.put_u32_le(0);
+        event.put_u8(event_kind);
+        event.put_u32_le(self.feed.server_id);
+        event.put_u32_le(len as u32);
+        event.put_u32_le(log_pos);
+        event.put_u16_le(flags);
+        event.put_slice(body);
+        if self.checksum {
+            event.put_u32_le(crc32fast::hash(&event));
+        }
+        event.insert(0, STATUS_OK);
+        let mut framer = Framer::new(event.len() as u64);
+        self.wire.queue_part(&mut framer, &event);
+    }
+}
