@@ -10,8 +10,13 @@ use bytes::Bytes;
 use tokio::io::AsyncRead;
 
 pub mod filesystem;
+mod key;
+mod open;
 #[cfg(feature = "aws")]
 pub mod s3;
+mod stall;
+
+pub use open::{Checksums, StoreOptions, open};
 
 /// The largest object that [`Store::get`] returns; larger ones are read as a stream.
 pub const GET_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -46,11 +51,18 @@ pub enum StoreError {
     #[error("object {url}/{key} was changed by somebody else")]
     Precondition { url: String, key: String },
     #[error("object {url}/{key} has {size_bytes} bytes, more than the {limit_bytes} expected of it")]
-    TooLarge { url: String, key: String, size_bytes: u64, limit_bytes: u64 },
+    TooLarge {
+        url: String,
+        key: String,
+        size_bytes: u64,
+        limit_bytes: u64,
+    },
     /// The store itself is not usable as configured: no such bucket, no permission, no such folder. Trying again does not help.
     #[error("store {url} refused to {operation}: {reason}")]
     Refused { url: String, operation: String, reason: String },
-    /// Anything else: network, time-out, 5xx, disk. Trying again may help.
+    /// Anything else: network, time-out, 5xx, disk. Trying again may help. A write that ends so may have taken effect all the
+    /// same, now or in a moment: whoever repeats it and then meets [`StoreError::AlreadyExists`] or
+    /// [`StoreError::Precondition`] reads the object back to see whose it is.
     #[error("store {url} failed to {operation}")]
     Failed {
         url: String,
@@ -76,11 +88,13 @@ impl StoreError {
     }
 }
 
-/// A stream of an object's bytes.
+/// A stream of an object's bytes. It fails with [`std::io::ErrorKind::TimedOut`] when no byte comes for [`CALL_TIMEOUT`]; a
+/// reader that takes its time is no failure. Its errors name the object.
 pub type ObjectReader = Box<dyn AsyncRead + Send + Unpin>;
 
 /// An object being written in pieces, with memory bounded however large it grows. It becomes visible whole at
-/// [`Upload::finish`] or not at all; dropped unfinished, it is aborted as far as the store allows.
+/// [`Upload::finish`] or not at all; dropped unfinished, it is aborted as far as the store allows. After an error, or a
+/// write whose future was dropped, nobody knows what it holds: every later call then fails, and a new upload has to be begun.
 #[async_trait]
 pub trait Upload: Send {
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError>;
@@ -95,14 +109,15 @@ pub trait Upload: Send {
     async fn abort(self: Box<Self>);
 }
 
-/// A bucket. Keys are relative to the configured URL, `/`-separated, without empty, `.` or `..` parts.
-/// Every call ends within [`CALL_TIMEOUT`] of its last progress.
+/// A bucket. Keys are relative to the configured URL and `/`-separated; no part is empty, begins with a dot, holds a control
+/// character or is longer than 255 bytes. Other keys are [`StoreError::Refused`], and objects that somebody else put under such
+/// keys are not listed. Every call ends within [`call_timeout`] of its bytes, a listing within that of each thousand keys.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
     /// For messages; no credentials in it.
     fn url(&self) -> &str;
 
-    /// Writes a small object. When this returns, the object survives a power cut.
+    /// Writes a small object. When this returns, the object survives a power cut; so does the one that it lost against.
     async fn put(&self, key: &str, bytes: Bytes, condition: Put) -> Result<Version, StoreError>;
 
     /// Begins a large object.
@@ -121,8 +136,20 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
 }
 
-/// How long one call to a store may go on without progress.
+/// How long one call to a store may take, apart from moving an object's bytes.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A link or disk slower than this cannot keep up with a busy server's binlog anyway.
+const SLOWEST_BYTES_PER_S: u64 = 256 * 1024;
+
+/// How long one call that moves this many bytes may take.
+pub fn call_timeout(bytes: u64) -> Duration {
+    CALL_TIMEOUT + moving_time(bytes)
+}
+
+fn moving_time(bytes: u64) -> Duration {
+    Duration::from_secs(bytes / SLOWEST_BYTES_PER_S)
+}
 
 /// Shared handle, as everything above hands it around.
 pub type SharedStore = Arc<dyn Store>;
