@@ -128,6 +128,7 @@ impl Folder {
         let name = || {
             temp.sync()?;
             let outcome = {
+                let _lock = self.lock()?;
                 match condition {
                     Put::IfAbsent => self.create(&temp, &path)?,
                     Put::IfMatch(version) => replace(&temp, &path, version)?,

@@ -1,0 +1,301 @@
+//! The S3 store, on moto's server.
+
+use std::{
+    env,
+    net::TcpListener,
+    process::Command,
+    sync::{Arc, LazyLock},
+    time::{Duration, Instant},
+};
+
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_s3::{
+    Client,
+    config::{Builder, Credentials, Region, SharedCredentialsProvider},
+    types::{BucketLocationConstraint, CreateBucketConfiguration},
+};
+use bytes::Bytes;
+use mysql_pitr::store::{
+    self, CALL_TIMEOUT, Checksums, Put, SharedStore, Store, StoreError, StoreOptions,
+    s3::{S3Options, S3Store},
+};
+
+use crate::{MIB, content, create, keys, pattern, read_all, support::moto::Moto, write_in_pieces};
+
+const REGION: &str = "eu-central-1";
+const SECRET: &str = "a-secret-that-nobody-prints";
+
+/// One for all tests: it takes seconds to start.
+static MOTO: LazyLock<Moto> = LazyLock::new(Moto::start);
+
+fn sdk_config(endpoint: &str) -> SdkConfig {
+    let keys = Credentials::new("AKIDTEST", SECRET, None, None, "tests");
+    SdkConfig::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(REGION))
+        .credentials_provider(SharedCredentialsProvider::new(keys))
+        .endpoint_url(endpoint)
+        .build()
+}
+
+/// A bucket of its own for each test.
+struct Bucket {
+    name: String,
+    client: Client,
+}
+
+impl Bucket {
+    async fn make() -> Self {
+        let config = Builder::from(&sdk_config(&MOTO.endpoint)).force_path_style(true).build();
+        let bucket = Bucket {
+            name: format!("b-{}", uuid::Uuid::new_v4()),
+            client: Client::from_conf(config),
+        };
+        let place = CreateBucketConfiguration::builder()
+            .location_constraint(BucketLocationConstraint::from(REGION))
+            .build();
+        bucket
+            .client
+            .create_bucket()
+            .bucket(&bucket.name)
+            .create_bucket_configuration(place)
+            .send()
+            .await
+            .unwrap();
+        bucket
+    }
+
+    fn store(&self) -> SharedStore {
+        self.store_at("some/prefix", Checksums::WhenSupported)
+    }
+
+    fn store_at(&self, prefix: &str, checksums: Checksums) -> SharedStore {
+        let options = S3Options {
+            bucket: self.name.clone(),
+            prefix: prefix.into(),
+            path_style: true,
+            checksums,
+            ..S3Options::default()
+        };
+        Arc::new(S3Store::new(&sdk_config(&MOTO.endpoint), options).unwrap())
+    }
+
+    /// Uploads whose parts the bucket's owner pays for.
+    async fn unfinished(&self) -> usize {
+        self.client
+            .list_multipart_uploads()
+            .bucket(&self.name)
+            .send()
+            .await
+            .unwrap()
+            .uploads()
+            .len()
+    }
+}
+
+crate::conformance!(Bucket::make());
+
+#[tokio::test]
+async fn large_objects_go_in_parts_and_small_ones_whole() {
+    let bucket = Bucket::make().await;
+    let store = bucket.store();
+    // S3 ends the ETag of an object that came in parts with their number.
+    for (size, ending) in [
+        (1, None),
+        (8 * MIB - 1, None),
+        (8 * MIB, Some("-1\"")),
+        (20 * MIB, Some("-3\"")),
+    ] {
+        let key = size.to_string();
+        let mut upload = store.upload(&key).await.unwrap();
+        write_in_pieces(&mut upload, &pattern(size), MIB).await;
+        upload.finish().await.unwrap();
+        let etag = store.get(&key).await.unwrap().1.0;
+        assert_eq!(etag.find('-').map(|at| &etag[at..]), ending, "{size} bytes have {etag}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_left_to_pay_for_by_uploads_that_ended() {
+    let bucket = Bucket::make().await;
+    let store = bucket.store();
+    let mut uploads = Vec::new();
+    for key in ["finished", "lost", "aborted", "dropped"] {
+        let mut upload = store.upload(key).await.unwrap();
+        upload.write(pattern(9 * MIB)).await.unwrap();
+        uploads.push(upload);
+    }
+    assert_eq!(bucket.unfinished().await, 4);
+    let dropped = uploads.pop().unwrap();
+    uploads.pop().unwrap().abort().await;
+    create(&*store, "lost", b"x").await;
+    assert!(uploads.pop().unwrap().finish().await.unwrap_err().is_already_exists());
+    uploads.pop().unwrap().finish().await.unwrap();
+    assert_eq!(bucket.unfinished().await, 1);
+
+    drop(dropped);
+    let deadline = Instant::now() + CALL_TIMEOUT;
+    while bucket.unfinished().await > 0 {
+        assert!(Instant::now() < deadline, "a dropped upload was not aborted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn works_with_few_checksums_and_without_a_prefix() {
+    let bucket = Bucket::make().await;
+    let store = bucket.store_at("", Checksums::WhenRequired);
+    create(&*store, "small", b"x").await;
+    let mut upload = store.upload("large").await.unwrap();
+    upload.write(pattern(9 * MIB)).await.unwrap();
+    upload.finish().await.unwrap();
+    assert!(read_all(&*store, "large").await == pattern(9 * MIB));
+    assert_eq!(keys(&*store, "", None).await, ["large", "small"]);
+}
+
+#[tokio::test]
+async fn sees_only_its_prefix_and_no_placeholders() {
+    let bucket = Bucket::make().await;
+    let (store, beside) = (
+        bucket.store_at("a", Checksums::default()),
+        bucket.store_at("ab", Checksums::default()),
+    );
+    create(&*store, "b/c", b"mine").await;
+    create(&*beside, "b/c", b"beside").await;
+    for placeholder in ["a/", "a/b/"] {
+        bucket
+            .client
+            .put_object()
+            .bucket(&bucket.name)
+            .key(placeholder)
+            .send()
+            .await
+            .unwrap();
+    }
+    assert_eq!(keys(&*store, "", None).await, ["b/c"]);
+    assert_eq!(content(&*store, "b/c").await, "mine");
+}
+
+#[tokio::test]
+async fn a_missing_bucket_is_refused_and_not_an_empty_store() {
+    let options = S3Options {
+        bucket: "nobodys".into(),
+        path_style: true,
+        ..S3Options::default()
+    };
+    let store = S3Store::new(&sdk_config(&MOTO.endpoint), options).unwrap();
+    let refused = |error: Option<StoreError>| {
+        let text = error.as_ref().map(ToString::to_string).unwrap_or_default();
+        assert!(matches!(error, Some(StoreError::Refused { .. })), "{error:?}");
+        assert!(
+            text.starts_with("store s3://nobodys refused to ")
+                && text.contains("create the bucket `nobodys`, or correct the URL"),
+            "{text}"
+        );
+    };
+    refused(store.put("a", Bytes::new(), Put::IfAbsent).await.err());
+    refused(store.get("a").await.err());
+    refused(store.read("a").await.err());
+    refused(store.list("", None).await.err());
+    refused(store.delete("a").await.err());
+    let mut upload = store.upload("a").await.unwrap();
+    refused(upload.write(pattern(9 * MIB)).await.err());
+}
+
+#[tokio::test]
+async fn no_region_is_refused() {
+    let shared = SdkConfig::builder().behavior_version(BehaviorVersion::latest()).build();
+    let error = S3Store::new(
+        &shared,
+        S3Options {
+            bucket: "b".into(),
+            ..S3Options::default()
+        },
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "store s3://b refused to open: no region is known; set `region` to the bucket's, or AWS_REGION"
+    );
+}
+
+fn store_on(listener: &TcpListener) -> S3Store {
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let options = S3Options {
+        bucket: "b".into(),
+        path_style: true,
+        ..S3Options::default()
+    };
+    S3Store::new(&sdk_config(&endpoint), options).unwrap()
+}
+
+#[tokio::test]
+async fn an_absent_server_is_a_failure_that_may_pass() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let store = store_on(&listener);
+    drop(listener);
+    let error = store.get("k").await.unwrap_err();
+    assert!(error.is_transient(), "{error:?}");
+    let said = format!(
+        "{error:?} {:#} {store:?}",
+        anyhow::Error::from(store.get("k").await.unwrap_err())
+    );
+    assert!(
+        said.contains("store s3://b failed to get k") && said.contains("Connection refused"),
+        "{said}"
+    );
+    assert!(!said.contains(SECRET) && !said.contains("AKIDTEST"), "{said}");
+}
+
+/// The system takes the connection, nobody reads from it: what a firewall that has lost its state looks like.
+#[tokio::test]
+async fn a_silent_server_ends_in_an_error_in_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let store = store_on(&listener);
+    let limit = store::call_timeout(MIB as u64) + Duration::from_secs(5);
+    let calls = async {
+        tokio::join!(
+            store.get("k"),
+            store.put("k", pattern(MIB), Put::IfAbsent),
+            store.list("", None)
+        )
+    };
+    let (got, put, listed) = tokio::time::timeout(limit, calls).await.expect("every call ends in time");
+    for error in [got.unwrap_err(), put.unwrap_err(), listed.unwrap_err()] {
+        assert!(error.is_transient(), "{error:?}");
+    }
+}
+
+const IN_CHILD: &str = "MYSQL_PITR_TEST_BUCKET";
+
+/// The keys come from the environment as on a server. In a process of its own: an environment is shared by all tests.
+#[tokio::test]
+async fn opens_a_url_with_the_keys_of_the_environment() {
+    if let Ok(bucket) = env::var(IN_CHILD) {
+        let options = StoreOptions {
+            endpoint: env::var("TEST_ENDPOINT").ok(),
+            path_style: true,
+            ..StoreOptions::default()
+        };
+        let store = store::open(&format!("s3://{bucket}/a/b/"), &options).await.unwrap();
+        assert_eq!(store.url(), format!("s3://{bucket}/a/b"));
+        create(&*store, "k", b"from the child").await;
+        return;
+    }
+    let bucket = Bucket::make().await;
+    let output = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "s3::opens_a_url_with_the_keys_of_the_environment", "--nocapture"])
+        .envs([
+            ("AWS_ACCESS_KEY_ID", "AKIDTEST"),
+            ("AWS_SECRET_ACCESS_KEY", SECRET),
+            ("AWS_REGION", REGION),
+        ])
+        .envs([(IN_CHILD, bucket.name.as_str()), ("TEST_ENDPOINT", &MOTO.endpoint)])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        content(&*bucket.store_at("a/b", Checksums::default()), "k").await,
+        "from the child"
+    );
+}
