@@ -107,7 +107,11 @@ pub struct ShipSection {
 
 impl Default for ShipSection {
     fn default() -> Self {
-        ShipSection { flush_interval: Duration::from_secs(1), segment_bytes: bytesize::ByteSize::mib(8), codec: Codec::Zstd }
+        ShipSection {
+            flush_interval: Duration::from_secs(1),
+            segment_bytes: bytesize::ByteSize::mib(8),
+            codec: Codec::Zstd,
+        }
     }
 }
 
@@ -147,7 +151,11 @@ pub struct RecoverSection {
 
 impl Default for RecoverSection {
     fn default() -> Self {
-        RecoverSection { mysqld: "/usr/sbin/mysqld".into(), user: None, workers: 8 }
+        RecoverSection {
+            mysqld: "/usr/sbin/mysqld".into(),
+            user: None,
+            workers: 8,
+        }
     }
 }
 
@@ -159,7 +167,9 @@ struct StateSection {
 
 impl Default for StateSection {
     fn default() -> Self {
-        StateSection { path: "/var/lib/mysql-pitr/state.db".into() }
+        StateSection {
+            path: "/var/lib/mysql-pitr/state.db".into(),
+        }
     }
 }
 
@@ -217,7 +227,10 @@ impl Config {
         let mysql = self.mysql.as_ref().context("the configuration has no [mysql] section")?;
         let address = match (&mysql.socket, &mysql.host) {
             (Some(socket), _) => Address::Socket(socket.clone()),
-            (None, host) => Address::Tcp { host: host.clone().unwrap_or_default(), port: mysql.port },
+            (None, host) => Address::Tcp {
+                host: host.clone().unwrap_or_default(),
+                port: mysql.port,
+            },
         };
         let tls = match (mysql.tls, &mysql.tls_ca) {
             (TlsMode::Disabled, _) => Tls::Disabled,
@@ -230,7 +243,12 @@ impl Config {
             (None, Ok(text)) => Secret::new(text),
             (None, Err(_)) => bail!("[mysql] needs password_file, or the environment variable {PASSWORD_VARIABLE}"),
         };
-        Ok(Endpoint { address, user: mysql.user.clone(), password, tls })
+        Ok(Endpoint {
+            address,
+            user: mysql.user.clone(),
+            password,
+            tls,
+        })
     }
 }
 
@@ -250,8 +268,19 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_errors_everywhere() {
-        for extra in ["colour = 1", "[ship]\nflush = \"1s\"", "[store]\nurl = \"file:///a\"\nurll = 1", "[mysql]\nuser = \"u\"\nhosts = \"h\""] {
-            let text = if extra.starts_with("[store]") { format!("shard = \"s\"\n{extra}") } else if extra.starts_with('[') { format!("{SMALLEST}{extra}") } else { format!("{extra}\n{SMALLEST}") };
+        for extra in [
+            "colour = 1",
+            "[ship]\nflush = \"1s\"",
+            "[store]\nurl = \"file:///a\"\nurll = 1",
+            "[mysql]\nuser = \"u\"\nhosts = \"h\"",
+        ] {
+            let text = if extra.starts_with("[store]") {
+                format!("shard = \"s\"\n{extra}")
+            } else if extra.starts_with('[') {
+                format!("{SMALLEST}{extra}")
+            } else {
+                format!("{extra}\n{SMALLEST}")
+            };
             let error = format!("{:#}", Config::parse(&text).unwrap_err());
             assert!(error.contains("unknown field"), "{text}: {error}");
         }
@@ -259,7 +288,10 @@ mod tests {
 
     #[test]
     fn durations_and_sizes_are_written_as_people_do() {
-        let config = Config::parse(&format!("{SMALLEST}[ship]\nflush_interval = \"250ms\"\nsegment_bytes = \"4MiB\"\ncodec = \"gzip\"\n")).unwrap();
+        let config = Config::parse(&format!(
+            "{SMALLEST}[ship]\nflush_interval = \"250ms\"\nsegment_bytes = \"4MiB\"\ncodec = \"gzip\"\n"
+        ))
+        .unwrap();
         assert_eq!(config.ship.flush_interval, Duration::from_millis(250));
         assert_eq!(config.ship.codec, Codec::Gzip);
     }

@@ -35,7 +35,10 @@ impl Codec {
 
     /// The codec that a key's end names.
     pub fn of_key(key: &str) -> Codec {
-        [Codec::Gzip, Codec::Zstd].into_iter().find(|c| key.ends_with(c.extension())).unwrap_or(Codec::None)
+        [Codec::Gzip, Codec::Zstd]
+            .into_iter()
+            .find(|c| key.ends_with(c.extension()))
+            .unwrap_or(Codec::None)
     }
 }
 
@@ -159,7 +162,9 @@ impl Decoder {
                 sink(decoder.get_ref())
             }
             Decoder::Zstd(_, _, ZstdState::Complete) => Ok(()),
-            Decoder::Zstd(_, _, ZstdState::InFrame) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the zstd frame is cut short").into()),
+            Decoder::Zstd(_, _, ZstdState::InFrame) => {
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the zstd frame is cut short").into())
+            }
         }
     }
 }

@@ -21,7 +21,10 @@ impl TryFrom<String> for Shard {
     fn try_from(name: String) -> Result<Shard, String> {
         let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if name.is_empty() || name.starts_with('.') || !name.chars().all(fits) {
-            return Err(format!("shard `{}` must consist of letters, digits, `.`, `_` and `-`, and not start with `.`", name.escape_debug()));
+            return Err(format!(
+                "shard `{}` must consist of letters, digits, `.`, `_` and `-`, and not start with `.`",
+                name.escape_debug()
+            ));
         }
         Ok(Shard(name))
     }
@@ -46,9 +49,17 @@ pub struct BinlogPlace {
 impl BinlogPlace {
     /// `<shard>/<year>/<Month>/<day>/<uuid>/<label>_<name><.gz|.zst>`, dates in UTC.
     pub fn sealed_key(&self, shard: &Shard, codec: Codec) -> String {
-        let seen = Timestamp::from_microsecond(self.label_ns / NS_PER_US).unwrap_or(Timestamp::UNIX_EPOCH).to_zoned(TimeZone::UTC);
+        let seen = Timestamp::from_microsecond(self.label_ns / NS_PER_US)
+            .unwrap_or(Timestamp::UNIX_EPOCH)
+            .to_zoned(TimeZone::UTC);
         let day = seen.strftime("%Y/%B/%-d");
-        format!("{shard}/{day}/{}/{}_{}{}", self.server_uuid, self.label_ns, self.name, codec.extension())
+        format!(
+            "{shard}/{day}/{}/{}_{}{}",
+            self.server_uuid,
+            self.label_ns,
+            self.name,
+            codec.extension()
+        )
     }
 
     /// Written last: a sealed binlog without it does not exist.
@@ -57,7 +68,13 @@ impl BinlogPlace {
     }
 
     pub fn segments_prefix(&self, shard: &Shard) -> String {
-        format!("{}{}/{}_{}/", segments_prefix(shard), self.server_uuid, self.label_ns, self.name)
+        format!(
+            "{}{}/{}_{}/",
+            segments_prefix(shard),
+            self.server_uuid,
+            self.label_ns,
+            self.name
+        )
     }
 
     /// Written before any other object of the binlog.
@@ -66,7 +83,13 @@ impl BinlogPlace {
     }
 
     pub fn segment_key(&self, shard: &Shard, range: SegmentRange, codec: Codec) -> String {
-        format!("{}{:016}-{:016}{}", self.segments_prefix(shard), range.start, range.end, codec.extension())
+        format!(
+            "{}{:016}-{:016}{}",
+            self.segments_prefix(shard),
+            range.start,
+            range.end,
+            codec.extension()
+        )
     }
 }
 
@@ -102,7 +125,11 @@ pub fn parse_tail_key(shard: &Shard, key: &str) -> Option<TailKey> {
     let mut parts = key.strip_prefix(&segments_prefix(shard))?.split('/');
     let server_uuid = Uuid::try_parse(parts.next()?).ok()?;
     let (label, name) = parts.next()?.split_once('_')?;
-    let place = BinlogPlace { server_uuid, label_ns: label.parse().ok()?, name: name.to_owned() };
+    let place = BinlogPlace {
+        server_uuid,
+        label_ns: label.parse().ok()?,
+        name: name.to_owned(),
+    };
     let file = parts.next()?;
     if parts.next().is_some() {
         return None;
@@ -112,7 +139,10 @@ pub fn parse_tail_key(shard: &Shard, key: &str) -> Option<TailKey> {
     }
     let stem = file.strip_suffix(Codec::of_key(file).extension())?;
     let (start, end) = stem.split_once('-')?;
-    let range = SegmentRange { start: start.parse().ok()?, end: end.parse().ok()? };
+    let range = SegmentRange {
+        start: start.parse().ok()?,
+        end: end.parse().ok()?,
+    };
     (range.start < range.end).then_some(TailKey::Segment(place, range))
 }
 
@@ -127,7 +157,11 @@ pub fn parse_manifest_key(key: &str) -> Option<BinlogPlace> {
     let mut parts = sealed.strip_suffix(Codec::of_key(sealed).extension())?.rsplit('/');
     let (label, name) = parts.next()?.split_once('_')?;
     let server_uuid = Uuid::try_parse(parts.next()?).ok()?;
-    Some(BinlogPlace { server_uuid, label_ns: label.parse().ok()?, name: name.to_owned() })
+    Some(BinlogPlace {
+        server_uuid,
+        label_ns: label.parse().ok()?,
+        name: name.to_owned(),
+    })
 }
 
 pub fn timelines_prefix(shard: &Shard) -> String {
@@ -189,10 +223,24 @@ mod tests {
         let range = SegmentRange { start: 0, end: 8 << 30 };
         let key = place().segment_key(&shard, range, Codec::Zstd);
         assert_eq!(parse_tail_key(&shard, &key), Some(TailKey::Segment(place(), range)));
-        assert_eq!(parse_tail_key(&shard, &place().opening_key(&shard)), Some(TailKey::Opening(place())));
-        let later = place().segment_key(&shard, SegmentRange { start: 8 << 30, end: 9 << 30 }, Codec::Zstd);
+        assert_eq!(
+            parse_tail_key(&shard, &place().opening_key(&shard)),
+            Some(TailKey::Opening(place()))
+        );
+        let later = place().segment_key(
+            &shard,
+            SegmentRange {
+                start: 8 << 30,
+                end: 9 << 30,
+            },
+            Codec::Zstd,
+        );
         assert!(key < later && later < place().opening_key(&shard));
-        for alien in ["s/segments/x/1_b/open.json", "s/segments/9d74852a-830d-11ea-b87b-0ac50996c5a3/1_b/9-4.zst", "t/segments/"] {
+        for alien in [
+            "s/segments/x/1_b/open.json",
+            "s/segments/9d74852a-830d-11ea-b87b-0ac50996c5a3/1_b/9-4.zst",
+            "t/segments/",
+        ] {
             assert_eq!(parse_tail_key(&shard, alien), None, "{alien}");
         }
     }

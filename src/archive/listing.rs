@@ -106,12 +106,19 @@ impl Archive {
     pub async fn record<T: DeserializeOwned>(&self, key: &str) -> anyhow::Result<(T, Version)> {
         let (bytes, version) = self.store.get(key).await?;
         let what = || format!("object {}/{key} is not a record of this archive", self.store.url());
-        let value: serde_json::Value = serde_json::from_slice(&bytes).with_context(what).hint("restore the object from the other region's bucket")?;
+        let value: serde_json::Value = serde_json::from_slice(&bytes)
+            .with_context(what)
+            .hint("restore the object from the other region's bucket")?;
         let format = value.get("format").and_then(serde_json::Value::as_u64);
         if format.is_some_and(|f| f > u64::from(FORMAT_VERSION)) {
-            bail!("object {}/{key} was written by a newer mysql-pitr; upgrade this one", self.store.url());
+            bail!(
+                "object {}/{key} was written by a newer mysql-pitr; upgrade this one",
+                self.store.url()
+            );
         }
-        let record = serde_json::from_value(value).with_context(what).hint("restore the object from the other region's bucket")?;
+        let record = serde_json::from_value(value)
+            .with_context(what)
+            .hint("restore the object from the other region's bucket")?;
         Ok((record, version))
     }
 
@@ -126,7 +133,9 @@ impl Archive {
     }
 
     async fn records<T: DeserializeOwned>(&self, keys: Vec<String>) -> anyhow::Result<Vec<T>> {
-        let fetch = keys.into_iter().map(|key| async move { Ok::<T, anyhow::Error>(self.record(&key).await?.0) });
+        let fetch = keys
+            .into_iter()
+            .map(|key| async move { Ok::<T, anyhow::Error>(self.record(&key).await?.0) });
         stream::iter(fetch).buffered(GETS_IN_FLIGHT).try_collect().await
     }
 
@@ -156,7 +165,11 @@ impl Archive {
             match keys::parse_tail_key(&self.shard, &object.key) {
                 Some(TailKey::Opening(place)) => tails.entry(place).or_default().0 = true,
                 Some(TailKey::Segment(place, range)) => {
-                    tails.entry(place).or_default().1.push(Segment { key: object.key, range, stored_bytes: object.size_bytes });
+                    tails.entry(place).or_default().1.push(Segment {
+                        key: object.key,
+                        range,
+                        stored_bytes: object.size_bytes,
+                    });
                 }
                 None => {}
             }
@@ -167,13 +180,26 @@ impl Archive {
     /// The binlogs whose place is `wanted`, sealed or not.
     pub async fn binlogs_where(&self, wanted: impl Fn(&BinlogPlace) -> bool) -> anyhow::Result<Vec<StoredBinlog>> {
         let is_wanted = |key: &str| keys::parse_manifest_key(key).is_some_and(|place| wanted(&place));
-        let manifests: Vec<Manifest> = self.records(self.keys(&keys::sealed_prefix(&self.shard), is_wanted).await?).await?;
+        let manifests: Vec<Manifest> = self
+            .records(self.keys(&keys::sealed_prefix(&self.shard), is_wanted).await?)
+            .await?;
         let sealed: HashSet<BinlogPlace> = manifests.iter().map(|m| m.opening.place.clone()).collect();
         let mut tails = self.tail_objects().await?;
         tails.retain(|place, (opened, _)| *opened && wanted(place) && !sealed.contains(place));
-        let openings: Vec<Opening> = self.records(tails.keys().map(|p| p.opening_key(&self.shard)).collect()).await?;
-        let sealed = manifests.into_iter().map(|m| StoredBinlog { opening: m.opening.clone(), form: Form::Sealed(Box::new(m)) });
-        let tails = openings.into_iter().zip(tails.into_values()).map(|(opening, (_, s))| StoredBinlog { opening, form: Form::Tail(s) });
+        let openings: Vec<Opening> = self
+            .records(tails.keys().map(|p| p.opening_key(&self.shard)).collect())
+            .await?;
+        let sealed = manifests.into_iter().map(|m| StoredBinlog {
+            opening: m.opening.clone(),
+            form: Form::Sealed(Box::new(m)),
+        });
+        let tails = openings
+            .into_iter()
+            .zip(tails.into_values())
+            .map(|(opening, (_, s))| StoredBinlog {
+                opening,
+                form: Form::Tail(s),
+            });
         Ok(sealed.chain(tails).collect())
     }
 
@@ -188,14 +214,27 @@ mod tests {
     use super::*;
 
     fn segment(start: u64, end: u64) -> Segment {
-        Segment { key: String::new(), range: SegmentRange { start, end }, stored_bytes: 1 }
+        Segment {
+            key: String::new(),
+            range: SegmentRange { start, end },
+            stored_bytes: 1,
+        }
     }
 
     /// Re-cutting after a crash overlaps what is stored; several uploads in flight leave holes.
     #[test]
     fn any_contiguous_cover_is_taken_and_holes_end_it() {
-        let segments = [segment(0, 10), segment(10, 20), segment(15, 40), segment(20, 30), segment(50, 60)];
-        let ranges: Vec<_> = cover(&segments).iter().map(|(s, skip)| (s.range.start, s.range.end, *skip)).collect();
+        let segments = [
+            segment(0, 10),
+            segment(10, 20),
+            segment(15, 40),
+            segment(20, 30),
+            segment(50, 60),
+        ];
+        let ranges: Vec<_> = cover(&segments)
+            .iter()
+            .map(|(s, skip)| (s.range.start, s.range.end, *skip))
+            .collect();
         assert_eq!(ranges, [(0, 10, 0), (10, 20, 0), (15, 40, 5)]);
         assert_eq!(covered_end(&segments[1..]), 0);
     }

@@ -70,7 +70,13 @@ impl Path {
 
     /// Whether recovery to `target` may start from `snapshot`.
     pub fn serves(&self, snapshot: &Snapshot, target: &GtidSet) -> bool {
-        let Some(held) = snapshot.gtids_after.as_ref().filter(|_| snapshot.state == SnapshotState::Complete) else { return false };
+        let Some(held) = snapshot
+            .gtids_after
+            .as_ref()
+            .filter(|_| snapshot.state == SnapshotState::Complete)
+        else {
+            return false;
+        };
         self.inherited(snapshot.timeline).is_some_and(|i| i.covers(held)) && held.is_subset(target)
     }
 }

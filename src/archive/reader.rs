@@ -88,7 +88,15 @@ pub async fn visit(
 
 /// Names the binlog in what is wrong with its events.
 pub fn damaged<T>(result: Result<T, SplitError>, binlog: &StoredBinlog) -> anyhow::Result<T> {
-    result.with_context(|| format!("the archived binlog {} (label {}) is damaged", binlog.place(), binlog.place().label_ns)).hint(REPLICA_HINT)
+    result
+        .with_context(|| {
+            format!(
+                "the archived binlog {} (label {}) is damaged",
+                binlog.place(),
+                binlog.place().label_ns
+            )
+        })
+        .hint(REPLICA_HINT)
 }
 
 async fn read(archive: &Archive, binlog: &StoredBinlog, out: &mpsc::Sender<anyhow::Result<Bytes>>) -> anyhow::Result<()> {
@@ -99,7 +107,11 @@ async fn read(archive: &Archive, binlog: &StoredBinlog, out: &mpsc::Sender<anyho
             let bytes = object(archive, &key, manifest.codec, 0, Some(&mut hash), out).await?;
             let sha256 = format!("{:x}", hash.finalize());
             if bytes != manifest.bytes || sha256 != manifest.sha256 {
-                return Err(anyhow::anyhow!("object {}/{key} is not what its manifest says", archive.store.url())).hint(REPLICA_HINT);
+                return Err(anyhow::anyhow!(
+                    "object {}/{key} is not what its manifest says",
+                    archive.store.url()
+                ))
+                .hint(REPLICA_HINT);
             }
         }
         Form::Tail(segments) => {
@@ -108,7 +120,11 @@ async fn read(archive: &Archive, binlog: &StoredBinlog, out: &mpsc::Sender<anyho
                 let expected = segment.range.end - segment.range.start;
                 if bytes != expected {
                     let url = archive.store.url();
-                    return Err(anyhow::anyhow!("object {url}/{} holds {bytes} bytes instead of {expected}", segment.key)).hint(REPLICA_HINT);
+                    return Err(anyhow::anyhow!(
+                        "object {url}/{} holds {bytes} bytes instead of {expected}",
+                        segment.key
+                    ))
+                    .hint(REPLICA_HINT);
                 }
             }
         }
@@ -145,7 +161,10 @@ async fn object(
         let read = reader.read(&mut buffer).await.with_context(broken).hint(REPLICA_HINT)?;
         // In small steps, so that what a portion expands to is sent before the next one is looked at.
         for step in buffer[..read].chunks(READ_BYTES / 16) {
-            decoder.push(step, |b| take(b, &mut ready)).with_context(broken).hint(REPLICA_HINT)?;
+            decoder
+                .push(step, |b| take(b, &mut ready))
+                .with_context(broken)
+                .hint(REPLICA_HINT)?;
             for portion in ready.drain(..) {
                 send(out, portion).await?;
             }
@@ -154,7 +173,10 @@ async fn object(
             break;
         }
     }
-    decoder.finish(|b| take(b, &mut ready)).with_context(broken).hint(REPLICA_HINT)?;
+    decoder
+        .finish(|b| take(b, &mut ready))
+        .with_context(broken)
+        .hint(REPLICA_HINT)?;
     for portion in ready {
         send(out, portion).await?;
     }
@@ -164,5 +186,7 @@ async fn object(
 /// # Errors
 /// Where the consumer has gone; nobody will read that error either.
 async fn send(out: &mpsc::Sender<anyhow::Result<Bytes>>, portion: Bytes) -> anyhow::Result<()> {
-    out.send(Ok(portion)).await.map_err(|_| anyhow::anyhow!("nobody reads any more"))
+    out.send(Ok(portion))
+        .await
+        .map_err(|_| anyhow::anyhow!("nobody reads any more"))
 }

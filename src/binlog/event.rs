@@ -81,7 +81,10 @@ impl Header {
 
     /// Whether the event stands between transactions and belongs to none.
     pub fn is_between_transactions(&self) -> bool {
-        matches!(self.kind, kind::FORMAT_DESCRIPTION | kind::PREVIOUS_GTIDS | kind::ROTATE | kind::STOP)
+        matches!(
+            self.kind,
+            kind::FORMAT_DESCRIPTION | kind::PREVIOUS_GTIDS | kind::ROTATE | kind::STOP
+        )
     }
 
     pub fn is_heartbeat(&self) -> bool {
@@ -107,17 +110,26 @@ impl FormatDescription {
         const VERSION_BYTES: usize = 50;
         const ALGORITHM_NONE: u8 = 0;
         const ALGORITHM_CRC32: u8 = 1;
-        let malformed = EventError::Malformed { kind: kind::FORMAT_DESCRIPTION };
+        let malformed = EventError::Malformed {
+            kind: kind::FORMAT_DESCRIPTION,
+        };
         let mut c = Cursor::new(body);
         let version = c.u16().and_then(|_| c.bytes(VERSION_BYTES)).ok_or(malformed.clone())?;
         let end = version.iter().position(|b| *b == 0).unwrap_or(VERSION_BYTES);
-        let algorithm = body.len().checked_sub(CHECKSUM_BYTES + 1).and_then(|at| body.get(at)).ok_or(malformed)?;
+        let algorithm = body
+            .len()
+            .checked_sub(CHECKSUM_BYTES + 1)
+            .and_then(|at| body.get(at))
+            .ok_or(malformed)?;
         let checksum = match *algorithm {
             ALGORITHM_NONE => false,
             ALGORITHM_CRC32 => true,
             other => return Err(EventError::UnknownChecksum(other)),
         };
-        Ok(FormatDescription { server_version: String::from_utf8_lossy(&version[..end]).into_owned(), checksum })
+        Ok(FormatDescription {
+            server_version: String::from_utf8_lossy(&version[..end]).into_owned(),
+            checksum,
+        })
     }
 }
 
@@ -142,7 +154,9 @@ impl GtidEvent {
             kind::ANONYMOUS_GTID => return Err(EventError::Anonymous),
             _ => None,
         };
-        parsed.filter(|e| e.gtid.gno > 0).ok_or(EventError::Malformed { kind: event_kind })
+        parsed
+            .filter(|e| e.gtid.gno > 0)
+            .ok_or(EventError::Malformed { kind: event_kind })
     }
 }
 
@@ -211,7 +225,9 @@ fn parse_gtid_tagged(body: &[u8]) -> Option<GtidEvent> {
 
 /// The set that a binlog's Previous_gtids event names. `body` without a checksum.
 pub fn parse_previous_gtids(body: &[u8]) -> Result<GtidSet, EventError> {
-    GtidSet::decode(body).map_err(|_| EventError::Malformed { kind: kind::PREVIOUS_GTIDS })
+    GtidSet::decode(body).map_err(|_| EventError::Malformed {
+        kind: kind::PREVIOUS_GTIDS,
+    })
 }
 
 /// Position and name of the binlog that a Rotate event leads to. `body` without a checksum.
@@ -235,7 +251,10 @@ pub fn parse_query(body: &[u8]) -> Result<(String, String), EventError> {
         c.bytes(status_len)?;
         let schema = c.bytes(schema_len)?;
         c.u8()?;
-        Some((String::from_utf8_lossy(schema).into_owned(), String::from_utf8_lossy(c.rest()).into_owned()))
+        Some((
+            String::from_utf8_lossy(schema).into_owned(),
+            String::from_utf8_lossy(c.rest()).into_owned(),
+        ))
     })();
     parsed.ok_or(malformed)
 }
@@ -352,14 +371,18 @@ mod tests {
     use super::*;
 
     fn hex(text: &str) -> Vec<u8> {
-        text.as_bytes().chunks(2).map(|p| u8::from_str_radix(std::str::from_utf8(p).unwrap(), 16).unwrap()).collect()
+        text.as_bytes()
+            .chunks(2)
+            .map(|p| u8::from_str_radix(std::str::from_utf8(p).unwrap(), 16).unwrap())
+            .collect()
     }
 
     // Bodies recorded from a 9.7.4 server, checksums cut off.
-    const PLAIN: &str = "00d00f02a4e59711f180da02fc00000001030000000000000002020000000000000003000000000000003e927df9c66006fc170150620100";
-    const ORIGINAL: &str =
-        "00d00f02a4e59711f180da02fc000000010400000000000000020200000000000000090000000000000098207ef9c6608640420f00000000fc150150620100";
-    const TAGGED: &str = "02740000000241031e04910295035d0222c5030102690304f1030000000204040608626c756508080a100c7f57b57df9c660061041041283120b";
+    const PLAIN: &str =
+        "00d00f02a4e59711f180da02fc00000001030000000000000002020000000000000003000000000000003e927df9c66006fc170150620100";
+    const ORIGINAL: &str = "00d00f02a4e59711f180da02fc000000010400000000000000020200000000000000090000000000000098207ef9c6608640420f00000000fc150150620100";
+    const TAGGED: &str =
+        "02740000000241031e04910295035d0222c5030102690304f1030000000204040608626c756508080a100c7f57b57df9c660061041041283120b";
 
     #[test]
     fn reads_plain_gtid_events() {

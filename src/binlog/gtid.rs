@@ -21,7 +21,10 @@ pub struct Tag {
 }
 
 impl Tag {
-    pub const NONE: Tag = Tag { bytes: [0; TAG_BYTES_MAX], len: 0 };
+    pub const NONE: Tag = Tag {
+        bytes: [0; TAG_BYTES_MAX],
+        len: 0,
+    };
 
     /// # Errors
     /// Where `text` is too long or holds a character that tags do not have. Upper case is folded.
@@ -70,7 +73,10 @@ pub struct Gtid {
 
 impl Gtid {
     pub fn new(uuid: Uuid, tag: Tag, gno: u64) -> Gtid {
-        Gtid { tsid: Tsid { uuid, tag }, gno }
+        Gtid {
+            tsid: Tsid { uuid, tag },
+            gno,
+        }
     }
 }
 
@@ -129,9 +135,10 @@ impl GtidSet {
         }
         let from = list.partition_point(|i| i.end < start);
         let to = list.partition_point(|i| i.start <= end);
-        let merged = list[from..to]
-            .iter()
-            .fold(Interval { start, end }, |m, i| Interval { start: m.start.min(i.start), end: m.end.max(i.end) });
+        let merged = list[from..to].iter().fold(Interval { start, end }, |m, i| Interval {
+            start: m.start.min(i.start),
+            end: m.end.max(i.end),
+        });
         list.splice(from..to, [merged]);
     }
 
@@ -188,7 +195,9 @@ impl GtidSet {
     /// The part of the set that comes from one of `uuids`.
     pub fn only(&self, uuids: &[Uuid]) -> GtidSet {
         let kept = self.intervals.iter().filter(|(tsid, _)| uuids.contains(&tsid.uuid));
-        GtidSet { intervals: kept.map(|(tsid, list)| (*tsid, list.clone())).collect() }
+        GtidSet {
+            intervals: kept.map(|(tsid, list)| (*tsid, list.clone())).collect(),
+        }
     }
 }
 
@@ -217,8 +226,13 @@ mod tests {
     const UUIDS: [Uuid; 2] = [Uuid::from_u128(1), Uuid::from_u128(2)];
 
     fn gtid() -> impl Strategy<Value = Gtid> {
-        (0..2usize, 0..3usize, 1..40u64)
-            .prop_map(|(u, t, gno)| Gtid::new(UUIDS[u], [Tag::NONE, Tag::new("a").unwrap(), Tag::new("a_b").unwrap()][t], gno))
+        (0..2usize, 0..3usize, 1..40u64).prop_map(|(u, t, gno)| {
+            Gtid::new(
+                UUIDS[u],
+                [Tag::NONE, Tag::new("a").unwrap(), Tag::new("a_b").unwrap()][t],
+                gno,
+            )
+        })
     }
 
     fn gtids() -> impl Strategy<Value = Vec<Gtid>> {

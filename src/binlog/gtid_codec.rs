@@ -20,7 +20,11 @@ impl GtidSet {
         let tagged = self.intervals.keys().any(|t| !t.tag.is_none());
         let count = self.intervals.len() as u64;
         let mut out = Vec::with_capacity(8 + self.intervals.len() * 40);
-        let head = if tagged { u64::from(TAGGED) << 56 | count << 8 | u64::from(TAGGED) } else { count };
+        let head = if tagged {
+            u64::from(TAGGED) << 56 | count << 8 | u64::from(TAGGED)
+        } else {
+            count
+        };
         out.extend_from_slice(&head.to_le_bytes());
         for (tsid, list) in &self.intervals {
             out.extend_from_slice(tsid.uuid.as_bytes());
@@ -64,7 +68,11 @@ impl GtidSet {
                 set.insert_range(Tsid { uuid, tag }, start, end);
             }
         }
-        if cursor.is_empty() { Ok(set) } else { Err(GtidError("there are bytes after its end".to_owned())) }
+        if cursor.is_empty() {
+            Ok(set)
+        } else {
+            Err(GtidError("there are bytes after its end".to_owned()))
+        }
     }
 }
 
@@ -88,6 +96,9 @@ mod tests {
 
     fn hex(text: &str) -> Vec<u8> {
         let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-        digits.chunks(2).map(|p| u8::from_str_radix(std::str::from_utf8(p).unwrap(), 16).unwrap()).collect()
+        digits
+            .chunks(2)
+            .map(|p| u8::from_str_radix(std::str::from_utf8(p).unwrap(), 16).unwrap())
+            .collect()
     }
 }

@@ -67,7 +67,10 @@ impl FromStr for Gtid {
         match parts[..] {
             [uuid, gno] => Ok(Gtid::new(parse_uuid(uuid)?, Tag::NONE, parse_gno(gno)?)),
             [uuid, tag, gno] => Ok(Gtid::new(parse_uuid(uuid)?, Tag::new(tag)?, parse_gno(gno)?)),
-            _ => Err(GtidError(format!("`{}` is not of the form uuid:number or uuid:tag:number", text.escape_debug()))),
+            _ => Err(GtidError(format!(
+                "`{}` is not of the form uuid:number or uuid:tag:number",
+                text.escape_debug()
+            ))),
         }
     }
 }
@@ -109,7 +112,9 @@ macro_rules! serde_as_text {
 
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+                String::deserialize(deserializer)?
+                    .parse()
+                    .map_err(serde::de::Error::custom)
             }
         }
     };
@@ -131,13 +136,20 @@ mod tests {
 
     #[test]
     fn reads_unordered_overlapping_and_spaced_text() {
-        let set: GtidSet = " AAAAAAAA-bbbb-cccc-dddd-eeeeeeeeeeee:5-9:1-3 ,\n aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee:4 ".parse().unwrap();
+        let set: GtidSet = " AAAAAAAA-bbbb-cccc-dddd-eeeeeeeeeeee:5-9:1-3 ,\n aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee:4 "
+            .parse()
+            .unwrap();
         assert_eq!(set.to_string(), "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee:1-9");
     }
 
     #[test]
     fn refuses_what_is_no_set() {
-        for text in ["x", "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee", "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee:0", "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee:9223372036854775807"] {
+        for text in [
+            "x",
+            "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee",
+            "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee:0",
+            "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee:9223372036854775807",
+        ] {
             assert!(text.parse::<GtidSet>().is_err(), "{text}");
         }
     }

@@ -33,8 +33,12 @@ impl Unfolder {
             }
             return Ok(());
         }
-        let malformed =
-            || SplitError::Event { position: piece.start, source: super::event::EventError::Malformed { kind: kind::TRANSACTION_PAYLOAD } };
+        let malformed = || SplitError::Event {
+            position: piece.start,
+            source: super::event::EventError::Malformed {
+                kind: kind::TRANSACTION_PAYLOAD,
+            },
+        };
         let mut bytes = piece.body();
         if piece.is_first() {
             let (compression, rest) = parse_fields(bytes).ok_or_else(malformed)?;
@@ -44,7 +48,10 @@ impl Unfolder {
                 _ => return Err(malformed()),
             };
             // Events inside a payload have no checksums; the payload's own covers them.
-            self.inside = Some(Inside { decoder, splitter: Splitter::resume(0, false) });
+            self.inside = Some(Inside {
+                decoder,
+                splitter: Splitter::resume(0, false),
+            });
             bytes = rest;
         }
         let inside = self.inside.as_mut().ok_or_else(malformed)?;

@@ -90,12 +90,26 @@ pub struct Splitter {
 impl Splitter {
     /// For a binlog from its very beginning, magic bytes included.
     pub fn new() -> Self {
-        Splitter { position: 0, checksum: false, magic_missing: true, format_missing: true, pending: Vec::new(), current: None }
+        Splitter {
+            position: 0,
+            checksum: false,
+            magic_missing: true,
+            format_missing: true,
+            pending: Vec::new(),
+            current: None,
+        }
     }
 
     /// For the events from `position` on, where the Format_description was seen before.
     pub fn resume(position: u64, checksum: bool) -> Self {
-        Splitter { position, checksum, magic_missing: false, format_missing: false, pending: Vec::new(), current: None }
+        Splitter {
+            position,
+            checksum,
+            magic_missing: false,
+            format_missing: false,
+            pending: Vec::new(),
+            current: None,
+        }
     }
 
     /// Where the next event starts, or the one that is being received.
@@ -108,7 +122,11 @@ impl Splitter {
     }
 
     /// Hands every piece that `bytes` completes to `sink`, in order; stops at the first error.
-    pub fn push<E: From<SplitError>>(&mut self, mut bytes: &[u8], mut sink: impl FnMut(&Piece<'_>) -> Result<(), E>) -> Result<(), E> {
+    pub fn push<E: From<SplitError>>(
+        &mut self,
+        mut bytes: &[u8],
+        mut sink: impl FnMut(&Piece<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         while !bytes.is_empty() {
             if self.magic_missing {
                 bytes = self.take_magic(bytes)?;
@@ -124,7 +142,13 @@ impl Splitter {
     /// # Errors
     /// [`SplitError::Torn`] where the bytes ended inside an event.
     pub fn finish(&self) -> Result<(), SplitError> {
-        if self.current.is_none() && self.pending.is_empty() { Ok(()) } else { Err(SplitError::Torn { position: self.position() }) }
+        if self.current.is_none() && self.pending.is_empty() {
+            Ok(())
+        } else {
+            Err(SplitError::Torn {
+                position: self.position(),
+            })
+        }
     }
 
     fn take_magic<'b>(&mut self, bytes: &'b [u8]) -> Result<&'b [u8], SplitError> {
@@ -142,7 +166,11 @@ impl Splitter {
     }
 
     /// Reads a header. The common case, an event that lies whole in `bytes`, is handed on from where it lies.
-    fn begin<'b, E: From<SplitError>>(&mut self, bytes: &'b [u8], sink: &mut impl FnMut(&Piece<'_>) -> Result<(), E>) -> Result<&'b [u8], E> {
+    fn begin<'b, E: From<SplitError>>(
+        &mut self,
+        bytes: &'b [u8],
+        sink: &mut impl FnMut(&Piece<'_>) -> Result<(), E>,
+    ) -> Result<&'b [u8], E> {
         if self.pending.is_empty()
             && let Some(header) = Header::parse(bytes)
         {
@@ -159,9 +187,16 @@ impl Splitter {
         if self.pending.len() < HEADER_BYTES {
             return Ok(&bytes[take..]);
         }
-        let header = Header::parse(&self.pending).ok_or(SplitError::Length { position: self.position, len: 0 })?;
+        let header = Header::parse(&self.pending).ok_or(SplitError::Length {
+            position: self.position,
+            len: 0,
+        })?;
         self.check_header(&header)?;
-        let limit = if header.kind == kind::PREVIOUS_GTIDS { PREVIOUS_GTIDS_BYTES_MAX } else { WHOLE_EVENT_BYTES_MAX };
+        let limit = if header.kind == kind::PREVIOUS_GTIDS {
+            PREVIOUS_GTIDS_BYTES_MAX
+        } else {
+            WHOLE_EVENT_BYTES_MAX
+        };
         let whole = header.len as usize <= limit;
         let mut crc = crc32fast::Hasher::new();
         let (start, mut received) = (self.position, HEADER_BYTES as u64);
@@ -172,17 +207,41 @@ impl Splitter {
             self.pending.extend_from_slice(&more[..head]);
             crc.update(&self.pending);
             received += head as u64;
-            sink(&Piece { header, start, offset: 0, bytes: &self.pending, checksum: self.checksum })?;
+            sink(&Piece {
+                header,
+                start,
+                offset: 0,
+                bytes: &self.pending,
+                checksum: self.checksum,
+            })?;
             self.pending.clear();
-            self.current = Some(Current { header, start, received, crc, stored_crc: [0; CHECKSUM_BYTES], whole });
+            self.current = Some(Current {
+                header,
+                start,
+                received,
+                crc,
+                stored_crc: [0; CHECKSUM_BYTES],
+                whole,
+            });
             return Ok(&more[head..]);
         }
-        self.current = Some(Current { header, start, received, crc, stored_crc: [0; CHECKSUM_BYTES], whole });
+        self.current = Some(Current {
+            header,
+            start,
+            received,
+            crc,
+            stored_crc: [0; CHECKSUM_BYTES],
+            whole,
+        });
         let rest = &bytes[take..];
         if rest.is_empty() { self.advance(rest, sink) } else { Ok(rest) }
     }
 
-    fn advance<'b, E: From<SplitError>>(&mut self, bytes: &'b [u8], sink: &mut impl FnMut(&Piece<'_>) -> Result<(), E>) -> Result<&'b [u8], E> {
+    fn advance<'b, E: From<SplitError>>(
+        &mut self,
+        bytes: &'b [u8],
+        sink: &mut impl FnMut(&Piece<'_>) -> Result<(), E>,
+    ) -> Result<&'b [u8], E> {
         let Some(current) = &mut self.current else { return Ok(bytes) };
         let len = u64::from(current.header.len);
         let take = (len - current.received).min(bytes.len() as u64) as usize;
@@ -215,12 +274,22 @@ impl Splitter {
         if current.received == len {
             let right = current.crc.clone().finalize() == u32::from_le_bytes(current.stored_crc);
             if self.checksum && !right {
-                return Err(SplitError::Checksum { position: start, kind: header.kind }.into());
+                return Err(SplitError::Checksum {
+                    position: start,
+                    kind: header.kind,
+                }
+                .into());
             }
             self.current = None;
             self.position = start + len;
         }
-        sink(&Piece { header, start, offset, bytes: now, checksum: self.checksum })?;
+        sink(&Piece {
+            header,
+            start,
+            offset,
+            bytes: now,
+            checksum: self.checksum,
+        })?;
         Ok(rest)
     }
 
@@ -234,28 +303,51 @@ impl Splitter {
     ) -> Result<(), E> {
         let describes = header.kind == kind::FORMAT_DESCRIPTION;
         if describes {
-            let format = FormatDescription::parse(&event[HEADER_BYTES..]).map_err(|source| SplitError::Event { position: start, source })?;
+            let format = FormatDescription::parse(&event[HEADER_BYTES..])
+                .map_err(|source| SplitError::Event { position: start, source })?;
             self.checksum = format.checksum;
             self.format_missing = false;
         }
         // A server with binlog_checksum=NONE writes a right checksum into the Format_description all the same (seen on 9.7.4).
         if (self.checksum || describes) && !checksum_is_right(event) {
-            return Err(SplitError::Checksum { position: start, kind: header.kind }.into());
+            return Err(SplitError::Checksum {
+                position: start,
+                kind: header.kind,
+            }
+            .into());
         }
         self.position = start + event.len() as u64;
-        sink(&Piece { header, start, offset: 0, bytes: event, checksum: self.checksum })
+        sink(&Piece {
+            header,
+            start,
+            offset: 0,
+            bytes: event,
+            checksum: self.checksum,
+        })
     }
 
     fn check_header(&self, header: &Header) -> Result<(), SplitError> {
         if self.format_missing && header.kind != kind::FORMAT_DESCRIPTION {
             return Err(SplitError::NoFormat);
         }
-        let least = HEADER_BYTES + if self.checksum || header.kind == kind::FORMAT_DESCRIPTION { CHECKSUM_BYTES } else { 0 };
-        let most = if header.kind == kind::PREVIOUS_GTIDS { PREVIOUS_GTIDS_BYTES_MAX as u64 } else { EVENT_BYTES_MAX };
+        let least = HEADER_BYTES
+            + if self.checksum || header.kind == kind::FORMAT_DESCRIPTION {
+                CHECKSUM_BYTES
+            } else {
+                0
+            };
+        let most = if header.kind == kind::PREVIOUS_GTIDS {
+            PREVIOUS_GTIDS_BYTES_MAX as u64
+        } else {
+            EVENT_BYTES_MAX
+        };
         if (least as u64..=most).contains(&u64::from(header.len)) {
             Ok(())
         } else {
-            Err(SplitError::Length { position: self.position, len: header.len })
+            Err(SplitError::Length {
+                position: self.position,
+                len: header.len,
+            })
         }
     }
 }

@@ -28,7 +28,10 @@ impl Tracker {
     ///
     /// A transaction ends where its GTID event says, or where something that belongs to no transaction begins.
     pub fn piece(&mut self, piece: &Piece<'_>) -> Result<Option<Transaction>, SplitError> {
-        let fail = |source: EventError| SplitError::Event { position: piece.start, source };
+        let fail = |source: EventError| SplitError::Event {
+            position: piece.start,
+            source,
+        };
         let mut done = None;
         if piece.is_first() && (piece.header.starts_transaction() || piece.header.is_between_transactions()) {
             done = self.open.take().map(|t| Transaction { end: piece.start, ..t });

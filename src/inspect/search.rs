@@ -65,15 +65,30 @@ pub async fn search(archive: &Archive, question: &Question, progress: &Progress)
 /// What a manifest rules out without reading the binlog.
 fn may_match(binlog: &StoredBinlog, question: &Question) -> bool {
     let Form::Sealed(manifest) = &binlog.form else { return true };
-    let too_early = question.since_us.is_some_and(|since| manifest.commit_us_max.is_some_and(|max| max < since));
-    let too_late = question.until_us.is_some_and(|until| manifest.commit_us_min.is_some_and(|min| min > until));
+    let too_early = question
+        .since_us
+        .is_some_and(|since| manifest.commit_us_max.is_some_and(|max| max < since));
+    let too_late = question
+        .until_us
+        .is_some_and(|until| manifest.commit_us_min.is_some_and(|min| min > until));
     let tables_known = manifest.tables.len() < crate::archive::records::TABLES_MAX;
-    let untouched = question.table.as_ref().is_some_and(|t| tables_known && !manifest.tables.contains_key(t));
+    let untouched = question
+        .table
+        .as_ref()
+        .is_some_and(|t| tables_known && !manifest.tables.contains_key(t));
     !(too_early || too_late || untouched)
 }
 
-async fn one(archive: &Archive, binlog: &StoredBinlog, path: &Path, question: &Question, found: &mut Vec<Found>) -> anyhow::Result<()> {
-    let Some(inherited) = path.inherited(binlog.opening.timeline) else { return Ok(()) };
+async fn one(
+    archive: &Archive,
+    binlog: &StoredBinlog,
+    path: &Path,
+    question: &Question,
+    found: &mut Vec<Found>,
+) -> anyhow::Result<()> {
+    let Some(inherited) = path.inherited(binlog.opening.timeline) else {
+        return Ok(());
+    };
     let (mut tracker, mut unfolder) = (Tracker::default(), Unfolder::default());
     let (mut statements, mut tables) = (Vec::new(), Vec::new());
     visit(archive, binlog, |piece| {
@@ -111,7 +126,10 @@ async fn one(archive: &Archive, binlog: &StoredBinlog, path: &Path, question: &Q
                 position: t.start,
                 timeline: binlog.opening.timeline,
                 server_uuid: binlog.place().server_uuid,
-                statements: statements.iter().map(|s| s.chars().take(STATEMENT_CHARS_SHOWN).collect()).collect(),
+                statements: statements
+                    .iter()
+                    .map(|s| s.chars().take(STATEMENT_CHARS_SHOWN).collect())
+                    .collect(),
                 tables: tables.clone(),
             });
         }

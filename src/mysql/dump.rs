@@ -82,8 +82,17 @@ impl Dump {
             fail_if_error(&wire.read(SMALL_PACKET_BYTES_MAX).await?)?;
         }
         let server_id = rand::rng().random_range(SERVER_ID_MIN..u32::MAX);
-        command(&mut wire, COM_BINLOG_DUMP_GTID, &dump_request(name, position, server_id, at_end)).await?;
-        Ok(Dump { wire, position, skipping: false })
+        command(
+            &mut wire,
+            COM_BINLOG_DUMP_GTID,
+            &dump_request(name, position, server_id, at_end),
+        )
+        .await?;
+        Ok(Dump {
+            wire,
+            position,
+            skipping: false,
+        })
     }
 
     /// The next item; `Bytes` in parts as they arrive. Safe to cancel only by dropping the stream.
@@ -120,7 +129,8 @@ impl Dump {
                         return Ok(DumpItem::Binlog { name, position });
                     }
                     kind::FORMAT_DESCRIPTION => {
-                        let format = FormatDescription::parse(&event[HEADER_BYTES..]).map_err(|e| WireError::Protocol(e.to_string()))?;
+                        let format =
+                            FormatDescription::parse(&event[HEADER_BYTES..]).map_err(|e| WireError::Protocol(e.to_string()))?;
                         return Ok(DumpItem::Format(format));
                     }
                     _ => continue,

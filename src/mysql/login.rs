@@ -48,7 +48,9 @@ pub async fn connect(endpoint: &Endpoint) -> Result<Wire, WireError> {
             }
         })
     };
-    let transport = timeout(LOGIN_TIMEOUT, open).await.map_err(|_| WireError::Timeout(LOGIN_TIMEOUT))??;
+    let transport = timeout(LOGIN_TIMEOUT, open)
+        .await
+        .map_err(|_| WireError::Timeout(LOGIN_TIMEOUT))??;
     login(Wire::new(transport, LOGIN_TIMEOUT), endpoint).await
 }
 
@@ -57,7 +59,10 @@ async fn login(mut wire: Wire, endpoint: &Endpoint) -> Result<Wire, WireError> {
     fail_if_error(&greeting)?;
     let handshake: HandshakePacket = parse(&greeting)?;
     let nonce = handshake.nonce();
-    let plugin = handshake.auth_plugin().map(AuthPlugin::into_owned).unwrap_or(AuthPlugin::CachingSha2Password);
+    let plugin = handshake
+        .auth_plugin()
+        .map(AuthPlugin::into_owned)
+        .unwrap_or(AuthPlugin::CachingSha2Password);
     let version = handshake.server_version_parsed().unwrap_or((8, 0, 0));
 
     let mut capabilities = CapabilityFlags::CLIENT_LONG_PASSWORD
@@ -71,11 +76,18 @@ async fn login(mut wire: Wire, endpoint: &Endpoint) -> Result<Wire, WireError> {
     let encrypted = !is_socket && endpoint.tls != Tls::Disabled;
     if encrypted {
         if !handshake.capabilities().contains(CapabilityFlags::CLIENT_SSL) {
-            return Err(WireError::Protocol("the server offers no TLS, which the configuration asks for".into()));
+            return Err(WireError::Protocol(
+                "the server offers no TLS, which the configuration asks for".into(),
+            ));
         }
         capabilities.insert(CapabilityFlags::CLIENT_SSL);
         const UTF8MB4_GENERAL_CI: u8 = 45;
-        wire.write(&serialize(&SslRequest::new(capabilities, MAX_ALLOWED_PACKET, UTF8MB4_GENERAL_CI))).await?;
+        wire.write(&serialize(&SslRequest::new(
+            capabilities,
+            MAX_ALLOWED_PACKET,
+            UTF8MB4_GENERAL_CI,
+        )))
+        .await?;
         wire.flush().await?;
         wire = start_tls(wire, endpoint).await?;
     }
@@ -115,7 +127,9 @@ async fn authenticate(wire: &mut Wire, endpoint: &Endpoint, mut nonce: Vec<u8>, 
                 // Anything else would hand the password to whoever asks for it.
                 if !matches!(plugin, AuthPlugin::CachingSha2Password | AuthPlugin::MysqlNativePassword) {
                     let name = String::from_utf8_lossy(name).into_owned();
-                    return Err(WireError::Protocol(format!("authentication plugin `{name}` is not supported; use caching_sha2_password")));
+                    return Err(WireError::Protocol(format!(
+                        "authentication plugin `{name}` is not supported; use caching_sha2_password"
+                    )));
                 }
                 answer_bytes(plugin.gen_data(Some(endpoint.password.reveal()), &nonce))
             }
@@ -164,13 +178,18 @@ pub fn fail_if_error(packet: &[u8]) -> Result<(), WireError> {
         return Ok(());
     }
     match ParseBuf(packet).parse::<ErrPacket>(CapabilityFlags::CLIENT_PROTOCOL_41) {
-        Ok(ErrPacket::Error(e)) => Err(WireError::Server { code: e.error_code(), message: e.message_str().into_owned() }),
+        Ok(ErrPacket::Error(e)) => Err(WireError::Server {
+            code: e.error_code(),
+            message: e.message_str().into_owned(),
+        }),
         _ => Err(WireError::Protocol("an unreadable error packet".into())),
     }
 }
 
 fn parse<'a>(packet: &'a Bytes) -> Result<HandshakePacket<'a>, WireError> {
-    ParseBuf(packet).parse(()).map_err(|e| WireError::Protocol(format!("an unreadable greeting: {e}")))
+    ParseBuf(packet)
+        .parse(())
+        .map_err(|e| WireError::Protocol(format!("an unreadable greeting: {e}")))
 }
 
 fn serialize(packet: &impl MySerialize) -> Vec<u8> {
@@ -207,9 +226,10 @@ fn tls_config(tls: &Tls) -> Result<Arc<ClientConfig>, WireError> {
             }
             builder.with_root_certificates(roots).with_no_client_auth()
         }
-        Tls::Required | Tls::Disabled => {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate)).with_no_client_auth()
-        }
+        Tls::Required | Tls::Disabled => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate))
+            .with_no_client_auth(),
     };
     Ok(Arc::new(config))
 }
@@ -249,6 +269,8 @@ impl ServerCertVerifier for AnyCertificate {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+        rustls::crypto::aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -28,20 +28,40 @@ pub struct Check {
 
 impl Check {
     pub fn ok(name: &'static str, detail: impl Into<String>) -> Check {
-        Check { name, verdict: Verdict::Ok, detail: detail.into(), hint: None }
+        Check {
+            name,
+            verdict: Verdict::Ok,
+            detail: detail.into(),
+            hint: None,
+        }
     }
 
     pub fn warning(name: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Check {
-        Check { name, verdict: Verdict::Warning, detail: detail.into(), hint: Some(hint.into()) }
+        Check {
+            name,
+            verdict: Verdict::Warning,
+            detail: detail.into(),
+            hint: Some(hint.into()),
+        }
     }
 
     pub fn failed(name: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Check {
-        Check { name, verdict: Verdict::Failed, detail: detail.into(), hint: Some(hint.into()) }
+        Check {
+            name,
+            verdict: Verdict::Failed,
+            detail: detail.into(),
+            hint: Some(hint.into()),
+        }
     }
 
     fn either(name: &'static str, good: bool, otherwise: Verdict, detail: impl Into<String>, hint: &str) -> Check {
         let verdict = if good { Verdict::Ok } else { otherwise };
-        Check { name, verdict, detail: detail.into(), hint: (!good).then(|| hint.to_owned()) }
+        Check {
+            name,
+            verdict,
+            detail: detail.into(),
+            hint: (!good).then(|| hint.to_owned()),
+        }
     }
 }
 
@@ -67,13 +87,28 @@ pub async fn server(session: &mut Session) -> anyhow::Result<Vec<Check>> {
 /// The server settings that decide whether an archive of it can be trusted.
 pub fn variables(v: &Variables) -> Vec<Check> {
     let value = |names: &[&str]| v.get(names).unwrap_or("(unknown)").to_owned();
-    let expire: u64 = v.get(&["binlog_expire_logs_seconds"]).and_then(|s| s.parse().ok()).unwrap_or(0);
+    let expire: u64 = v
+        .get(&["binlog_expire_logs_seconds"])
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(0);
     let sync = value(&["sync_binlog"]);
     let flush = value(&["innodb_flush_log_at_trx_commit"]);
     use Verdict::{Failed, Warning};
     vec![
-        Check::either("version", version_number(v.version()) >= VERSION_MIN, Failed, v.version(), "MySQL 8.0 or later is needed"),
-        Check::either("log_bin", v.is_on(&["log_bin"]), Failed, value(&["log_bin"]), "start mysqld with --log-bin"),
+        Check::either(
+            "version",
+            version_number(v.version()) >= VERSION_MIN,
+            Failed,
+            v.version(),
+            "MySQL 8.0 or later is needed",
+        ),
+        Check::either(
+            "log_bin",
+            v.is_on(&["log_bin"]),
+            Failed,
+            value(&["log_bin"]),
+            "start mysqld with --log-bin",
+        ),
         Check::either(
             "gtid_mode",
             v.is_on(&["gtid_mode"]),
@@ -141,7 +176,11 @@ async fn privileges(session: &mut Session) -> anyhow::Result<Check> {
     Ok(if wanted.is_empty() {
         Check::ok(NAME, user)
     } else {
-        Check::failed(NAME, format!("{user} lacks {}", wanted.join(", ")), format!("GRANT {} ON *.* TO {}", wanted.join(", "), quoted(&user)))
+        Check::failed(
+            NAME,
+            format!("{user} lacks {}", wanted.join(", ")),
+            format!("GRANT {} ON *.* TO {}", wanted.join(", "), quoted(&user)),
+        )
     })
 }
 
@@ -152,10 +191,20 @@ fn quoted(user: &str) -> String {
 
 async fn filters(session: &mut Session, v: &Variables) -> anyhow::Result<Check> {
     const NAME: &str = "binlog filters";
-    let sql = if version_number(v.version()) >= VERSION_BINARY_LOG_STATUS { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" };
+    let sql = if version_number(v.version()) >= VERSION_BINARY_LOG_STATUS {
+        "SHOW BINARY LOG STATUS"
+    } else {
+        "SHOW MASTER STATUS"
+    };
     let rows: Vec<mysql_async::Row> = match session.rows(sql).await {
         Ok(rows) => rows,
-        Err(e) => return Ok(Check::warning(NAME, format!("{e:#}"), "grant REPLICATION CLIENT, so that it can be looked up")),
+        Err(e) => {
+            return Ok(Check::warning(
+                NAME,
+                format!("{e:#}"),
+                "grant REPLICATION CLIENT, so that it can be looked up",
+            ));
+        }
     };
     let text = |column: usize| rows.first().and_then(|r| r.get::<String, _>(column)).unwrap_or_default();
     let (only, ignored) = (text(2), text(3));
@@ -195,17 +244,28 @@ async fn clock_skew(session: &mut Session) -> anyhow::Result<Check> {
     let before = clock::now_us();
     let (server_us,): (i64,) = session.one("SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)").await?;
     let after = clock::now_us();
-    let skew_us = if server_us < before { server_us - before } else { (server_us - after).max(0) };
+    let skew_us = if server_us < before {
+        server_us - before
+    } else {
+        (server_us - after).max(0)
+    };
     let detail = format!("the server's clock differs by {} ms", skew_us / 1000);
     let hint = "synchronise the clocks: --target-time is compared with the server's";
-    Ok(Check::either(NAME, skew_us.abs() <= CLOCK_SKEW_US_MAX, Verdict::Warning, detail, hint))
+    Ok(Check::either(
+        NAME,
+        skew_us.abs() <= CLOCK_SKEW_US_MAX,
+        Verdict::Warning,
+        detail,
+        hint,
+    ))
 }
 
 /// Whether the clone plugin is there and has room for a whole local copy.
 pub async fn clone_plugin(session: &mut Session, staging: &Path) -> anyhow::Result<Vec<Check>> {
     let mut checks = Vec::new();
-    let active: Vec<(String,)> =
-        session.rows("SELECT plugin_status FROM information_schema.plugins WHERE plugin_name = 'clone' AND plugin_status = 'ACTIVE'").await?;
+    let active: Vec<(String,)> = session
+        .rows("SELECT plugin_status FROM information_schema.plugins WHERE plugin_name = 'clone' AND plugin_status = 'ACTIVE'")
+        .await?;
     checks.push(Check::either(
         "clone plugin",
         !active.is_empty(),
@@ -222,19 +282,42 @@ async fn staging_dir(session: &mut Session, staging: &Path) -> anyhow::Result<Ch
     let shown = staging.display();
     let v = session.variables().await?;
     let Ok(meta) = std::fs::metadata(staging) else {
-        return Ok(Check::failed(NAME, format!("{shown} does not exist or cannot be read"), "create it, owned by the user that mysqld runs as, readable by mysql-pitr"));
+        return Ok(Check::failed(
+            NAME,
+            format!("{shown} does not exist or cannot be read"),
+            "create it, owned by the user that mysqld runs as, readable by mysql-pitr",
+        ));
     };
     let mysqld_may_write = std::fs::metadata(v.datadir()).is_ok_and(|d| d.uid() == meta.uid()) || meta.mode() & 0o002 != 0;
     if !mysqld_may_write {
-        return Ok(Check::failed(NAME, format!("{shown} does not belong to the owner of the server's datadir"), format!("chown it to the owner of {}", v.datadir().display())));
+        return Ok(Check::failed(
+            NAME,
+            format!("{shown} does not belong to the owner of the server's datadir"),
+            format!("chown it to the owner of {}", v.datadir().display()),
+        ));
     }
-    let needed = match session.one::<(Option<u64>,)>("SELECT CAST(SUM(file_size) AS UNSIGNED) FROM information_schema.innodb_tablespaces").await {
+    let needed = match session
+        .one::<(Option<u64>,)>("SELECT CAST(SUM(file_size) AS UNSIGNED) FROM information_schema.innodb_tablespaces")
+        .await
+    {
         Ok((bytes,)) => bytes.unwrap_or(0),
-        Err(_) => return Ok(Check::warning(NAME, "the size of the data cannot be looked up", "grant PROCESS")),
+        Err(_) => {
+            return Ok(Check::warning(
+                NAME,
+                "the size of the data cannot be looked up",
+                "grant PROCESS",
+            ));
+        }
     };
     let free = free_bytes(staging)?;
     let detail = format!("{shown}: {} free, a clone takes {}", human_bytes(free), human_bytes(needed));
-    Ok(Check::either(NAME, free > needed, Verdict::Failed, detail, "put staging_dir on a larger volume"))
+    Ok(Check::either(
+        NAME,
+        free > needed,
+        Verdict::Failed,
+        detail,
+        "put staging_dir on a larger volume",
+    ))
 }
 
 /// Free for ordinary users on the volume of `path`.
@@ -249,7 +332,11 @@ mod tests {
 
     #[test]
     fn a_server_without_gtids_fails() {
-        let v = Variables([("version", "9.7.4"), ("gtid_mode", "OFF")].map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+        let v = Variables(
+            [("version", "9.7.4"), ("gtid_mode", "OFF")]
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .into(),
+        );
         let check = variables(&v).into_iter().find(|c| c.name == "gtid_mode").unwrap();
         assert_eq!(check.verdict, Verdict::Failed);
         assert!(check.hint.unwrap().contains("gtid_mode=ON"));

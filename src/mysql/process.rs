@@ -43,7 +43,10 @@ impl Mysqld {
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))
             .hint("set mysqld in the [recover] section to the server's program")?;
-        Ok(Mysqld { child, error_log: error_log.to_owned() })
+        Ok(Mysqld {
+            child,
+            error_log: error_log.to_owned(),
+        })
     }
 
     /// Waits until the server lets `endpoint` in; its error log is the error if it ends before.
@@ -51,13 +54,20 @@ impl Mysqld {
         let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.child.try_wait()? {
-                bail!("mysqld ended while it was starting ({status}); its error log {} ends with:\n{}", self.error_log.display(), self.log_end());
+                bail!(
+                    "mysqld ended while it was starting ({status}); its error log {} ends with:\n{}",
+                    self.error_log.display(),
+                    self.log_end()
+                );
             }
             match Session::connect(endpoint).await {
                 Ok(session) => return Ok(session),
                 Err(e) if Instant::now() > deadline => {
                     let log = self.log_end();
-                    return Err(e.context(format!("mysqld does not answer after {} s; its error log ends with:\n{log}", limit.as_secs())));
+                    return Err(e.context(format!(
+                        "mysqld does not answer after {} s; its error log ends with:\n{log}",
+                        limit.as_secs()
+                    )));
                 }
                 Err(_) => sleep(POLL_INTERVAL).await,
             }
@@ -68,7 +78,11 @@ impl Mysqld {
     pub fn ensure_running(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => bail!("mysqld ended unexpectedly ({status}); its error log {} ends with:\n{}", self.error_log.display(), self.log_end()),
+            Some(status) => bail!(
+                "mysqld ended unexpectedly ({status}); its error log {} ends with:\n{}",
+                self.error_log.display(),
+                self.log_end()
+            ),
         }
     }
 
@@ -80,7 +94,11 @@ impl Mysqld {
             .with_context(|| format!("mysqld did not stop within {} s", limit.as_secs()))
             .hint("look at its error log; it is killed now")??;
         if !status.success() {
-            bail!("mysqld stopped with {status}; its error log {} ends with:\n{}", self.error_log.display(), self.log_end());
+            bail!(
+                "mysqld stopped with {status}; its error log {} ends with:\n{}",
+                self.error_log.display(),
+                self.log_end()
+            );
         }
         Ok(())
     }
@@ -108,9 +126,14 @@ pub async fn initialize(program: &Path, arguments: &[String], error_log: &Path, 
     let mut all = arguments.to_vec();
     all.push("--initialize-insecure".into());
     let mut server = Mysqld::spawn(program, &all, error_log)?;
-    let status = timeout(limit, server.child.wait()).await.context("mysqld --initialize-insecure takes too long")??;
+    let status = timeout(limit, server.child.wait())
+        .await
+        .context("mysqld --initialize-insecure takes too long")??;
     if !status.success() {
-        bail!("mysqld --initialize-insecure failed ({status}); its error log ends with:\n{}", server.log_end());
+        bail!(
+            "mysqld --initialize-insecure failed ({status}); its error log ends with:\n{}",
+            server.log_end()
+        );
     }
     Ok(())
 }

@@ -40,10 +40,14 @@ impl Session {
             .hint("see whether mysqld is running and answers")?;
         match connected {
             Ok(conn) => Ok(Session { conn, address }),
-            Err(mysql_async::Error::Server(e)) if e.code == ER_ACCESS_DENIED => {
-                Err(with_hint(anyhow!("{}", e.message).context(what()), "check user and password_file in the [mysql] section"))
-            }
-            Err(e) => Err(with_hint(anyhow::Error::from(e).context(what()), "see whether mysqld is running, and the address in the [mysql] section")),
+            Err(mysql_async::Error::Server(e)) if e.code == ER_ACCESS_DENIED => Err(with_hint(
+                anyhow!("{}", e.message).context(what()),
+                "check user and password_file in the [mysql] section",
+            )),
+            Err(e) => Err(with_hint(
+                anyhow::Error::from(e).context(what()),
+                "see whether mysqld is running, and the address in the [mysql] section",
+            )),
         }
     }
 
@@ -65,7 +69,11 @@ impl Session {
 
     /// The first row.
     pub async fn one<T: FromRow + Send + 'static>(&mut self, sql: &str) -> anyhow::Result<T> {
-        self.rows(sql).await?.into_iter().next().with_context(|| format!("`{sql}` at {} gave no row", self.address))
+        self.rows(sql)
+            .await?
+            .into_iter()
+            .next()
+            .with_context(|| format!("`{sql}` at {} gave no row", self.address))
     }
 
     fn explain<T>(
@@ -78,7 +86,10 @@ impl Session {
         match result {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(mysql_async::Error::Server(e))) if [ER_SPECIFIC_ACCESS_DENIED, ER_TABLE_ACCESS_DENIED].contains(&e.code) => {
-                Err(with_hint(anyhow!("{}", e.message).context(what()), "`mysql-pitr check` lists the privileges that are needed"))
+                Err(with_hint(
+                    anyhow!("{}", e.message).context(what()),
+                    "`mysql-pitr check` lists the privileges that are needed",
+                ))
             }
             Ok(Err(e)) => Err(anyhow::Error::from(e).context(what())),
             Err(_) => Err(anyhow!("no answer within {} s", limit.as_secs()).context(what())),
@@ -88,7 +99,9 @@ impl Session {
     /// All global variables, by lower-case name.
     pub async fn variables(&mut self) -> anyhow::Result<Variables> {
         let rows: Vec<(String, String)> = self.rows("SHOW GLOBAL VARIABLES").await?;
-        Ok(Variables(rows.into_iter().map(|(name, value)| (name.to_lowercase(), value)).collect()))
+        Ok(Variables(
+            rows.into_iter().map(|(name, value)| (name.to_lowercase(), value)).collect(),
+        ))
     }
 
     pub async fn gtid_executed(&mut self) -> anyhow::Result<GtidSet> {
@@ -112,8 +125,13 @@ impl Session {
         let rows: Vec<mysql_async::Row> = self.rows("SHOW BINARY LOGS").await?;
         let parse = |row: mysql_async::Row| {
             let encrypted = row.get::<String, _>(2).is_some_and(|text| text == "Yes");
-            let bytes = row.get::<u64, _>(1)?.checked_sub(if encrypted { ENCRYPTION_HEADER_BYTES } else { 0 })?;
-            Some(ServerBinlog { name: row.get(0)?, bytes })
+            let bytes = row
+                .get::<u64, _>(1)?
+                .checked_sub(if encrypted { ENCRYPTION_HEADER_BYTES } else { 0 })?;
+            Some(ServerBinlog {
+                name: row.get(0)?,
+                bytes,
+            })
         };
         let logs: Option<Vec<ServerBinlog>> = rows.into_iter().map(parse).collect();
         logs.with_context(|| format!("SHOW BINARY LOGS at {} gave an unexpected row", self.address))
@@ -147,10 +165,16 @@ fn options(endpoint: &Endpoint) -> OptsBuilder {
         Address::Tcp { host, port } => {
             let tls = match &endpoint.tls {
                 Tls::Disabled => None,
-                Tls::Required => Some(SslOpts::default().with_danger_accept_invalid_certs(true).with_danger_skip_domain_validation(true)),
-                Tls::VerifyCa(path) => {
-                    Some(SslOpts::default().with_root_certs(vec![path.clone().into()]).with_disable_built_in_roots(true))
-                }
+                Tls::Required => Some(
+                    SslOpts::default()
+                        .with_danger_accept_invalid_certs(true)
+                        .with_danger_skip_domain_validation(true),
+                ),
+                Tls::VerifyCa(path) => Some(
+                    SslOpts::default()
+                        .with_root_certs(vec![path.clone().into()])
+                        .with_disable_built_in_roots(true),
+                ),
             };
             builder.ip_or_hostname(host).tcp_port(*port).ssl_opts(tls)
         }
@@ -193,7 +217,9 @@ impl Variables {
 pub fn version_number(text: &str) -> u32 {
     const MAJOR_WEIGHT: u32 = 10_000;
     const MINOR_WEIGHT: u32 = 100;
-    let mut parts = text.split(|c: char| !c.is_ascii_digit()).map(|p| p.parse::<u32>().unwrap_or(0));
+    let mut parts = text
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|p| p.parse::<u32>().unwrap_or(0));
     let mut next = || parts.next().unwrap_or(0);
     next() * MAJOR_WEIGHT + next() * MINOR_WEIGHT + next()
 }

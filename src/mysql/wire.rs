@@ -90,8 +90,13 @@ impl Wire {
             return Err(WireError::Protocol("data before the TLS handshake".into()));
         }
         let (sequence, limit) = (self.sequence, self.timeout);
-        let transport = timeout(limit, wrap(self.transport)).await.map_err(|_| WireError::Timeout(limit))??;
-        Ok(Wire { sequence, ..Wire::new(transport, limit) })
+        let transport = timeout(limit, wrap(self.transport))
+            .await
+            .map_err(|_| WireError::Timeout(limit))??;
+        Ok(Wire {
+            sequence,
+            ..Wire::new(transport, limit)
+        })
     }
 
     /// A whole payload of at most `bytes_max`.
@@ -122,7 +127,11 @@ impl Wire {
             self.packet_left = frame;
             self.continues = frame == PACKET_BYTES_MAX;
         }
-        let least = if first { FIRST_PART_BYTES_MIN.min(self.packet_left) } else { self.packet_left.min(1) };
+        let least = if first {
+            FIRST_PART_BYTES_MIN.min(self.packet_left)
+        } else {
+            self.packet_left.min(1)
+        };
         self.fill(least).await?;
         let bytes = self.inbox.split_to(self.packet_left.min(self.inbox.len())).freeze();
         self.packet_left -= bytes.len();
@@ -187,7 +196,11 @@ impl Wire {
 
     /// Sends what is queued, once it is worth a system call.
     pub async fn flush_if_full(&mut self) -> Result<(), WireError> {
-        if self.outbox.len() >= WRITE_BYTES { self.flush().await } else { Ok(()) }
+        if self.outbox.len() >= WRITE_BYTES {
+            self.flush().await
+        } else {
+            Ok(())
+        }
     }
 
     pub async fn flush(&mut self) -> Result<(), WireError> {
@@ -195,7 +208,9 @@ impl Wire {
             self.transport.write_all(&self.outbox).await?;
             self.transport.flush().await
         };
-        timeout(self.timeout, write).await.map_err(|_| WireError::Timeout(self.timeout))??;
+        timeout(self.timeout, write)
+            .await
+            .map_err(|_| WireError::Timeout(self.timeout))??;
         self.outbox.clear();
         Ok(())
     }
@@ -212,7 +227,11 @@ pub struct Framer {
 
 impl Framer {
     pub fn new(payload_bytes: u64) -> Framer {
-        Framer { payload_left: payload_bytes, packet_left: 0, last_begun: false }
+        Framer {
+            payload_left: payload_bytes,
+            packet_left: 0,
+            last_begun: false,
+        }
     }
 }
 
@@ -245,7 +264,16 @@ mod tests {
 
     #[tokio::test]
     async fn payloads_of_every_critical_length_arrive() {
-        for len in [0, 1, 255, 70_000, PACKET_BYTES_MAX - 1, PACKET_BYTES_MAX, PACKET_BYTES_MAX + 1, 2 * PACKET_BYTES_MAX] {
+        for len in [
+            0,
+            1,
+            255,
+            70_000,
+            PACKET_BYTES_MAX - 1,
+            PACKET_BYTES_MAX,
+            PACKET_BYTES_MAX + 1,
+            2 * PACKET_BYTES_MAX,
+        ] {
             round_trip(len, 1_000_003).await;
         }
         round_trip(1000, 1).await;

@@ -63,13 +63,26 @@ impl Instance {
         std::fs::write(&init_file, statements).with_context(|| format!("cannot write {}", init_file.display()))?;
         workdir.own(&init_file)?;
         let socket = workdir.scratch().join("mysqld.sock");
-        let endpoint = Endpoint { address: Address::Socket(socket), user: ACCOUNT.into(), password, tls: Tls::Disabled };
-        let mut server = Mysqld::spawn(mysqld, &arguments(workdir, snapshot, purpose), &workdir.scratch().join("mysqld.log"))?;
+        let endpoint = Endpoint {
+            address: Address::Socket(socket),
+            user: ACCOUNT.into(),
+            password,
+            tls: Tls::Disabled,
+        };
+        let mut server = Mysqld::spawn(
+            mysqld,
+            &arguments(workdir, snapshot, purpose),
+            &workdir.scratch().join("mysqld.log"),
+        )?;
         let ready = server.wait_ready(&endpoint, START_TIMEOUT).await;
         let removed = std::fs::remove_file(&init_file);
         let session = ready?;
         removed.with_context(|| format!("cannot remove {}", init_file.display()))?;
-        Ok(Instance { server, session, endpoint })
+        Ok(Instance {
+            server,
+            session,
+            endpoint,
+        })
     }
 
     pub fn ensure_running(&mut self) -> anyhow::Result<()> {
@@ -143,7 +156,13 @@ fn arguments(workdir: &Workdir, snapshot: &Snapshot, purpose: Purpose) -> Vec<St
 
 fn buffer_pool_bytes() -> u64 {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available_kib = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let available_kib = meminfo.lines().find_map(|l| {
+        l.strip_prefix("MemAvailable:")?
+            .split_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()
+    });
     (available_kib.unwrap_or(0) * 1024 / BUFFER_POOL_SHARE).max(BUFFER_POOL_BYTES_MIN)
 }
 
@@ -162,7 +181,10 @@ pub async fn check_version(mysqld: &Path, archived: &str) -> anyhow::Result<()> 
     let version = text.split_whitespace().skip_while(|w| *w != "Ver").nth(1).unwrap_or_default();
     let number = version_number(version);
     if number < VERSION_MIN || number < version_number(archived) {
-        let e = anyhow::anyhow!("{} is MySQL {version}, and the archive was written by {archived}", mysqld.display());
+        let e = anyhow::anyhow!(
+            "{} is MySQL {version}, and the archive was written by {archived}",
+            mysqld.display()
+        );
         return Err(e).hint(HINT);
     }
     Ok(())

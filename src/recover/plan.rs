@@ -65,7 +65,11 @@ pub struct SummaryStop {
 
 impl From<&Stop> for SummaryStop {
     fn from(stop: &Stop) -> SummaryStop {
-        SummaryStop { stop: stop.clone(), committed_at: clock::format_utc(stop.commit_us), committed_at_local: clock::format_local(stop.commit_us) }
+        SummaryStop {
+            stop: stop.clone(),
+            committed_at: clock::format_utc(stop.commit_us),
+            committed_at_local: clock::format_local(stop.commit_us),
+        }
     }
 }
 
@@ -73,7 +77,11 @@ impl From<&Stop> for SummaryStop {
 pub async fn plan(archive: &Archive, timeline: Option<u32>, target: &Target) -> anyhow::Result<Plan> {
     let timelines = archive.timelines().await?;
     let path = Path::find(&timelines, timeline).map_err(|e| {
-        let e = anyhow!(e).context(format!("there is nothing to recover in {}/{}", archive.store.url(), archive.shard));
+        let e = anyhow!(e).context(format!(
+            "there is nothing to recover in {}/{}",
+            archive.store.url(),
+            archive.shard
+        ));
         with_hint(e, "check shard and [store] url in the configuration")
     })?;
     let snapshots = archive.snapshots().await?;
@@ -89,13 +97,23 @@ pub async fn plan(archive: &Archive, timeline: Option<u32>, target: &Target) -> 
         let wanted = b.inherited.of(holds).intersect(&missing_from_snapshot);
         if !wanted.is_empty() {
             covered.add(&wanted);
-            legs.push(Leg { binlog: b.binlog.clone(), wanted });
+            legs.push(Leg {
+                binlog: b.binlog.clone(),
+                wanted,
+            });
         }
     }
     let gap = missing_from_snapshot.subtract(&covered);
     if !gap.is_empty() {
-        let e = anyhow!("the archive has a gap: it lacks {} transactions between snapshot {} and the target: {gap}", gap.count(), snapshot.id);
-        return Err(with_hint(e, "recover to a moment before the gap, or to one after the next snapshot"));
+        let e = anyhow!(
+            "the archive has a gap: it lacks {} transactions between snapshot {} and the target: {gap}",
+            gap.count(),
+            snapshot.id
+        );
+        return Err(with_hint(
+            e,
+            "recover to a moment before the gap, or to one after the next snapshot",
+        ));
     }
     Ok(Plan {
         path,
@@ -115,14 +133,20 @@ fn choose(path: &Path, snapshots: &[Snapshot], resolved: &Resolved) -> anyhow::R
     }
     let complete: Vec<&Snapshot> = snapshots.iter().filter(|s| s.state == SnapshotState::Complete).collect();
     let Some(first) = complete.iter().min_by_key(|s| s.started_at_us) else {
-        return Err(with_hint(anyhow!("there is no complete snapshot to start from"), "take one with `mysql-pitr snapshot`"));
+        return Err(with_hint(
+            anyhow!("there is no complete snapshot to start from"),
+            "take one with `mysql-pitr snapshot`",
+        ));
     };
     if path.timelines().iter().all(|t| complete.iter().all(|s| s.timeline != t.id)) {
         bail!("no snapshot belongs to the path of timeline {}", path.last().id);
     }
     let taken = clock::format_utc(first.finished_at_us.unwrap_or(first.started_at_us));
     let e = anyhow!("the target lies before every snapshot that could serve it; the first was complete at {taken}");
-    Err(with_hint(e, "choose a later target; `mysql-pitr list` shows the recoverable window"))
+    Err(with_hint(
+        e,
+        "choose a later target; `mysql-pitr list` shows the recoverable window",
+    ))
 }
 
 impl Plan {
@@ -157,15 +181,46 @@ impl Plan {
 impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "timeline      {}", self.timeline)?;
-        writeln!(f, "snapshot      {} ({}, complete at {})", self.snapshot, human_bytes(self.snapshot_stored_bytes), self.snapshot_taken_at)?;
-        writeln!(f, "binlogs       {} ({}), at most {} transactions", self.binlogs.len(), human_bytes(self.binlog_stored_bytes), self.replay_gtids_max)?;
+        writeln!(
+            f,
+            "snapshot      {} ({}, complete at {})",
+            self.snapshot,
+            human_bytes(self.snapshot_stored_bytes),
+            self.snapshot_taken_at
+        )?;
+        writeln!(
+            f,
+            "binlogs       {} ({}), at most {} transactions",
+            self.binlogs.len(),
+            human_bytes(self.binlog_stored_bytes),
+            self.replay_gtids_max
+        )?;
         for b in &self.binlogs {
             let form = if b.sealed { "sealed" } else { "segments" };
-            writeln!(f, "              {} of {} on timeline {}, {form}, {}", b.name, b.server_uuid, b.timeline, human_bytes(b.stored_bytes))?;
+            writeln!(
+                f,
+                "              {} of {} on timeline {}, {form}, {}",
+                b.name,
+                b.server_uuid,
+                b.timeline,
+                human_bytes(b.stored_bytes)
+            )?;
         }
-        for (what, stop) in [("ends after", &self.last_transaction), ("ends before", &self.first_transaction_left_out)] {
-            if let Some(SummaryStop { stop, committed_at, committed_at_local }) = stop {
-                writeln!(f, "{what:<13} {} committed at {committed_at} ({committed_at_local}), {} at {}", stop.gtid, stop.binlog, stop.position)?;
+        for (what, stop) in [
+            ("ends after", &self.last_transaction),
+            ("ends before", &self.first_transaction_left_out),
+        ] {
+            if let Some(SummaryStop {
+                stop,
+                committed_at,
+                committed_at_local,
+            }) = stop
+            {
+                writeln!(
+                    f,
+                    "{what:<13} {} committed at {committed_at} ({committed_at_local}), {} at {}",
+                    stop.gtid, stop.binlog, stop.position
+                )?;
             }
         }
         write!(f, "gtid_executed {}", self.target_gtids)

@@ -30,18 +30,30 @@ pub struct Replayed {
 }
 
 /// Replays what the plan says and the instance lacks; `held` is what it has.
-pub async fn replay(instance: &mut Instance, plan: &Plan, held: &GtidSet, archive: &crate::archive::listing::Archive, progress: &Progress) -> anyhow::Result<Replayed> {
+pub async fn replay(
+    instance: &mut Instance,
+    plan: &Plan,
+    held: &GtidSet,
+    archive: &crate::archive::listing::Archive,
+    progress: &Progress,
+) -> anyhow::Result<Replayed> {
     let feed = Arc::new(Feed {
         archive: archive.clone(),
         legs: plan.legs.clone(),
         server_uuid: Uuid::new_v4(),
         server_id: 1,
-        server_version: plan.legs.last().map_or_else(|| plan.snapshot.server_version.clone(), |l| l.binlog.opening.server_version.clone()),
+        server_version: plan.legs.last().map_or_else(
+            || plan.snapshot.server_version.clone(),
+            |l| l.binlog.opening.server_version.clone(),
+        ),
         progress: FeedProgress::default(),
     });
     let source = Source::start(feed.clone()).await?;
     let session = &mut instance.session;
-    session.execute(&source.change_source_statement()).await.map_err(|e| anyhow!("{}", hide_password(&format!("{e:#}"))))?;
+    session
+        .execute(&source.change_source_statement())
+        .await
+        .map_err(|e| anyhow!("{}", hide_password(&format!("{e:#}"))))?;
     session.execute("START REPLICA").await?;
     let total = plan.target_gtids.subtract(held).count();
     let (mut left_before, mut moved) = (u64::MAX, Instant::now());
@@ -59,11 +71,18 @@ pub async fn replay(instance: &mut Instance, plan: &Plan, held: &GtidSet, archiv
         if left != left_before {
             (left_before, moved) = (left, Instant::now());
         } else if feed.progress.is_complete() && moved.elapsed() > STALL_PATIENCE {
-            bail!("the replay came to a standstill with {left} transactions missing: {}", plan.target_gtids.subtract(&executed));
+            bail!(
+                "the replay came to a standstill with {left} transactions missing: {}",
+                plan.target_gtids.subtract(&executed)
+            );
         }
         progress.update(|| {
             let at = clock::format_utc(feed.progress.commit_us());
-            format!("{} of {total} transactions, {} sent, at {at}", total - left, human_bytes(feed.progress.bytes()))
+            format!(
+                "{} of {total} transactions, {} sent, at {at}",
+                total - left,
+                human_bytes(feed.progress.bytes())
+            )
         });
         sleep(LOOK_INTERVAL).await;
     }
@@ -74,7 +93,10 @@ pub async fn replay(instance: &mut Instance, plan: &Plan, held: &GtidSet, archiv
         let more = executed.subtract(&plan.target_gtids);
         bail!("the server executed transactions that the plan does not name: {more}");
     }
-    Ok(Replayed { transactions: total, bytes: feed.progress.bytes() })
+    Ok(Replayed {
+        transactions: total,
+        bytes: feed.progress.bytes(),
+    })
 }
 
 /// Nothing is skipped: the first transaction that cannot be applied ends the recovery and is named.
@@ -90,14 +112,20 @@ async fn fail_on_replica_error(instance: &mut Instance) -> anyhow::Result<()> {
         None => Ok(()),
         Some((number, message, transaction)) => {
             let e = anyhow!("the server could not apply transaction {transaction}: {message} (error {number})");
-            Err(with_hint(e, "recover to the moment before it, and look at what it does with `mysql-pitr search`"))
+            Err(with_hint(
+                e,
+                "recover to the moment before it, and look at what it does with `mysql-pitr search`",
+            ))
         }
     }
 }
 
 fn hide_password(text: &str) -> String {
     match text.split_once("SOURCE_PASSWORD='") {
-        Some((before, after)) => format!("{before}SOURCE_PASSWORD='…{}", after.split_once('\'').map_or("", |(_, rest)| rest)),
+        Some((before, after)) => format!(
+            "{before}SOURCE_PASSWORD='…{}",
+            after.split_once('\'').map_or("", |(_, rest)| rest)
+        ),
         None => text.to_owned(),
     }
 }

@@ -74,30 +74,56 @@ struct Phases {
 impl Phases {
     fn end(&mut self, name: &'static str) {
         let so_far: u64 = self.done.iter().map(|p| p.ms).sum();
-        self.done.push(Phase { name, ms: self.began.elapsed().as_millis() as u64 - so_far });
+        self.done.push(Phase {
+            name,
+            ms: self.began.elapsed().as_millis() as u64 - so_far,
+        });
     }
 }
 
 /// Carries out `plan`. `began`: when the command was given.
-pub async fn recover(archive: &Archive, plan: &Plan, settings: &Settings, progress: &Progress, began: Instant) -> anyhow::Result<Recovered> {
+pub async fn recover(
+    archive: &Archive,
+    plan: &Plan,
+    settings: &Settings,
+    progress: &Progress,
+    began: Instant,
+) -> anyhow::Result<Recovered> {
     let mut phases = Phases { began, done: Vec::new() };
     phases.end("plan");
-    let newest = plan.legs.last().map_or(&plan.snapshot.server_version, |leg| &leg.binlog.opening.server_version);
+    let newest = plan
+        .legs
+        .last()
+        .map_or(&plan.snapshot.server_version, |leg| &leg.binlog.opening.server_version);
     check_version(&settings.mysqld, newest).await?;
     let workdir = Workdir::create(&settings.target_dir, RunAs::find(settings.user.as_deref())?)?;
     ensure_room(plan, &workdir)?;
 
     progress.phase("unpacking the snapshot");
     let stored = plan.snapshot.stored_bytes;
-    tarball::unpack(&archive.store, &plan.snapshot.data_key, &plan.snapshot.stored_sha256, &workdir.data(), |read| {
-        progress.update(|| format!("{} of {}", human_bytes(read), human_bytes(stored)));
-    })
+    tarball::unpack(
+        &archive.store,
+        &plan.snapshot.data_key,
+        &plan.snapshot.stored_sha256,
+        &workdir.data(),
+        |read| {
+            progress.update(|| format!("{} of {}", human_bytes(read), human_bytes(stored)));
+        },
+    )
     .await?;
     workdir.own_data()?;
     phases.end("unpack");
 
     progress.phase("starting the server");
-    let mut instance = Instance::start(&settings.mysqld, &workdir, &plan.snapshot, Purpose::Replay { workers: settings.workers }).await?;
+    let mut instance = Instance::start(
+        &settings.mysqld,
+        &workdir,
+        &plan.snapshot,
+        Purpose::Replay {
+            workers: settings.workers,
+        },
+    )
+    .await?;
     let held = forget_replication(&mut instance, plan).await?;
     phases.end("start");
 
@@ -106,7 +132,10 @@ pub async fn recover(archive: &Archive, plan: &Plan, settings: &Settings, progre
     phases.end("replay");
 
     progress.phase("restarting to verify");
-    instance.stop(false).await.context("the replayed server did not shut down cleanly")?;
+    instance
+        .stop(false)
+        .await
+        .context("the replayed server did not shut down cleanly")?;
     let recovered = verify(settings, plan, &workdir).await?;
     phases.end("verify");
 
@@ -123,7 +152,13 @@ pub async fn recover(archive: &Archive, plan: &Plan, settings: &Settings, progre
     Ok(report(plan, settings, recovered, &replayed, phases))
 }
 
-fn report(plan: &Plan, settings: &Settings, (server_uuid, xa_prepared): (Uuid, Vec<String>), replayed: &Replayed, phases: Phases) -> Recovered {
+fn report(
+    plan: &Plan,
+    settings: &Settings,
+    (server_uuid, xa_prepared): (Uuid, Vec<String>),
+    replayed: &Replayed,
+    phases: Phases,
+) -> Recovered {
     Recovered {
         target_dir: settings.target_dir.clone(),
         server_uuid,
@@ -141,7 +176,12 @@ fn ensure_room(plan: &Plan, workdir: &Workdir) -> anyhow::Result<()> {
     let needed = plan.snapshot.data_bytes + HEADROOM_BYTES;
     let free = free_bytes(&workdir.data())?;
     if free < needed {
-        let e = anyhow::anyhow!("{} has {} free, and recovery needs {}", workdir.data().display(), human_bytes(free), human_bytes(needed));
+        let e = anyhow::anyhow!(
+            "{} has {} free, and recovery needs {}",
+            workdir.data().display(),
+            human_bytes(free),
+            human_bytes(needed)
+        );
         return Err(e).hint("choose a larger volume for --target-dir");
     }
     Ok(())
@@ -155,22 +195,33 @@ async fn forget_replication(instance: &mut Instance, plan: &Plan) -> anyhow::Res
     let lost = plan.snapshot.gtids_before.subtract(&held);
     let alien = held.subtract(&plan.target_gtids);
     if !lost.is_empty() || !alien.is_empty() {
-        bail!("the snapshot {} does not hold what its record says: it lacks `{lost}`, and has `{alien}` too many", plan.snapshot.id);
+        bail!(
+            "the snapshot {} does not hold what its record says: it lacks `{lost}`, and has `{alien}` too many",
+            plan.snapshot.id
+        );
     }
     Ok(held)
 }
 
 /// i7: a clean start with the server's own durability, and exactly the planned set.
 async fn verify(settings: &Settings, plan: &Plan, workdir: &Workdir) -> anyhow::Result<(Uuid, Vec<String>)> {
-    let mut instance = Instance::start(&settings.mysqld, workdir, &plan.snapshot, Purpose::Verify).await.context("the recovered server does not start")?;
+    let mut instance = Instance::start(&settings.mysqld, workdir, &plan.snapshot, Purpose::Verify)
+        .await
+        .context("the recovered server does not start")?;
     let executed = instance.session.gtid_executed().await?;
     if executed != plan.target_gtids {
         bail!("the recovered server holds {executed} instead of {}", plan.target_gtids);
     }
     let server_uuid = instance.session.variables().await?.server_uuid()?;
     let rows: Vec<(i64, i64, i64, Vec<u8>)> = instance.session.rows("XA RECOVER CONVERT XID").await?;
-    let xa_prepared = rows.into_iter().map(|(format, _, _, data)| format!("{} (format {format})", String::from_utf8_lossy(&data))).collect();
+    let xa_prepared = rows
+        .into_iter()
+        .map(|(format, _, _, data)| format!("{} (format {format})", String::from_utf8_lossy(&data)))
+        .collect();
     instance.session.execute("SET GLOBAL super_read_only = OFF").await?;
-    instance.stop(true).await.context("the recovered server did not shut down cleanly")?;
+    instance
+        .stop(true)
+        .await
+        .context("the recovered server did not shut down cleanly")?;
     Ok((server_uuid, xa_prepared))
 }

@@ -69,7 +69,9 @@ pub struct Resolved {
 pub fn path_binlogs(path: &Path, binlogs: Vec<StoredBinlog>) -> Vec<PathBinlog> {
     let mut out: Vec<(usize, PathBinlog)> = Vec::new();
     for binlog in binlogs {
-        let Some(at) = path.timelines().iter().position(|t| t.id == binlog.opening.timeline) else { continue };
+        let Some(at) = path.timelines().iter().position(|t| t.id == binlog.opening.timeline) else {
+            continue;
+        };
         if let Some(inherited) = path.inherited(binlog.opening.timeline) {
             out.push((at, PathBinlog { binlog, inherited }));
         }
@@ -83,12 +85,23 @@ pub fn path_binlogs(path: &Path, binlogs: Vec<StoredBinlog>) -> Vec<PathBinlog> 
 pub fn commit_us(t: &Transaction, server: Uuid, path: &Path) -> i64 {
     let born = t.gtid.tsid.uuid;
     let by_another_primary = born != server && path.timelines().iter().any(|p| p.server_uuid == born);
-    if by_another_primary { t.original_commit_us } else { t.immediate_commit_us }
+    if by_another_primary {
+        t.original_commit_us
+    } else {
+        t.immediate_commit_us
+    }
 }
 
 /// Reads as little of the archive as `target` allows.
 pub async fn resolve(archive: &Archive, path: &Path, binlogs: &[PathBinlog], target: &Target) -> anyhow::Result<Resolved> {
-    let resolver = Resolver { archive, path, binlogs, gtids: GtidSet::new(), last: None, read: Vec::new() };
+    let resolver = Resolver {
+        archive,
+        path,
+        binlogs,
+        gtids: GtidSet::new(),
+        last: None,
+        read: Vec::new(),
+    };
     match target {
         Target::Latest => resolver.latest().await,
         Target::Time(t) => resolver.time(*t).await,
@@ -130,10 +143,16 @@ impl Resolver<'_> {
         }
         let until = self.last.as_ref().map(|s| clock::format_utc(s.commit_us));
         let e = match until {
-            Some(until) => anyhow::anyhow!("the archive ends at {until}, before the target {}", clock::format_utc(target_us)),
+            Some(until) => anyhow::anyhow!(
+                "the archive ends at {until}, before the target {}",
+                clock::format_utc(target_us)
+            ),
             None => anyhow::anyhow!("the archive holds no transaction yet"),
         };
-        Err(with_hint(e, "nothing later is known; use --latest to recover everything that was archived"))
+        Err(with_hint(
+            e,
+            "nothing later is known; use --latest to recover everything that was archived",
+        ))
     }
 
     async fn gtid(mut self, gtid: Gtid, exclusive: bool) -> anyhow::Result<Resolved> {
@@ -142,7 +161,9 @@ impl Resolver<'_> {
             if sealed_without && self.take_sealed(i, i64::MAX) {
                 continue;
             }
-            let Some(stop) = self.read_until(i, |t| t.gtid == gtid).await? else { continue };
+            let Some(stop) = self.read_until(i, |t| t.gtid == gtid).await? else {
+                continue;
+            };
             if exclusive {
                 return Ok(self.resolved(i + 1, Some(stop)));
             }
@@ -154,7 +175,10 @@ impl Resolver<'_> {
             return Ok(self.resolved(i + 1, None));
         }
         let e = anyhow::anyhow!("the archive's path does not hold transaction {gtid}");
-        Err(with_hint(e, "`mysql-pitr list` shows what is archived; a transaction that no successor inherited lies on another timeline (--timeline)"))
+        Err(with_hint(
+            e,
+            "`mysql-pitr list` shows what is archived; a transaction that no successor inherited lies on another timeline (--timeline)",
+        ))
     }
 
     /// Takes a sealed binlog by its manifest if nothing in it can be committed after `until_us`.
@@ -178,7 +202,9 @@ impl Resolver<'_> {
         let (mut stopped, mut last, mut here) = (None, None, GtidSet::new());
         let gtids = &mut self.gtids;
         visit(self.archive, binlog, |piece| {
-            let Some(t) = tracker.piece(piece)? else { return Ok(Flow::Continue) };
+            let Some(t) = tracker.piece(piece)? else {
+                return Ok(Flow::Continue);
+            };
             let counts = match inherited {
                 Inherited::All => true,
                 Inherited::Only(set) => set.contains(&t.gtid),
@@ -186,7 +212,12 @@ impl Resolver<'_> {
             if !counts || (gtids.contains(&t.gtid) && !here.contains(&t.gtid)) {
                 return Ok(Flow::Continue);
             }
-            let at = Stop { gtid: t.gtid, commit_us: commit_us(&t, server, path), binlog: binlog.place().name.clone(), position: t.start };
+            let at = Stop {
+                gtid: t.gtid,
+                commit_us: commit_us(&t, server, path),
+                binlog: binlog.place().name.clone(),
+                position: t.start,
+            };
             if stop(&t) {
                 stopped = Some(at);
                 return Ok(Flow::Enough);
@@ -203,7 +234,13 @@ impl Resolver<'_> {
     }
 
     fn resolved(self, binlogs_until: usize, first_left_out: Option<Stop>) -> Resolved {
-        Resolved { gtids: self.gtids, binlogs_until, last: self.last, first_left_out, read: self.read }
+        Resolved {
+            gtids: self.gtids,
+            binlogs_until,
+            last: self.last,
+            first_left_out,
+            read: self.read,
+        }
     }
 }
 

@@ -39,13 +39,19 @@ impl RunAs {
         }
         let lookup = |name: &str| User::from_name(name).with_context(|| format!("cannot look up the user {name}"));
         let user = match configured {
-            Some(name) => lookup(name)?.with_context(|| format!("there is no user {name}")).hint("set user in the [recover] section")?,
+            Some(name) => lookup(name)?
+                .with_context(|| format!("there is no user {name}"))
+                .hint("set user in the [recover] section")?,
             None => match lookup(DEFAULT_USER)? {
                 Some(user) => user,
                 None => lookup("root")?.context("there is no user root")?,
             },
         };
-        Ok(Some(RunAs { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() }))
+        Ok(Some(RunAs {
+            name: user.name,
+            uid: user.uid.as_raw(),
+            gid: user.gid.as_raw(),
+        }))
     }
 
     fn own(&self, path: &Path) -> anyhow::Result<()> {
@@ -67,22 +73,42 @@ impl Workdir {
     pub fn create(target: &Path, run_as: Option<RunAs>) -> anyhow::Result<Workdir> {
         let shown = target.display();
         if !target.exists() {
-            fs::create_dir(target).with_context(|| format!("cannot create the target folder {shown}")).hint("create its parent folder")?;
+            fs::create_dir(target)
+                .with_context(|| format!("cannot create the target folder {shown}"))
+                .hint("create its parent folder")?;
         }
         if target.join(WORK).exists() {
             let e = anyhow!("the target folder {shown} holds a recovery that did not finish");
-            return Err(with_hint(e, format!("remove what is in it and start again: nothing outside it was changed (rm -r {shown}/{WORK})")));
+            return Err(with_hint(
+                e,
+                format!("remove what is in it and start again: nothing outside it was changed (rm -r {shown}/{WORK})"),
+            ));
         }
         let mut entries = fs::read_dir(target).with_context(|| format!("cannot read the target folder {shown}"))?;
         if let Some(entry) = entries.find(|e| e.as_ref().is_ok_and(|e| e.file_name() != "lost+found")) {
-            let e = anyhow!("the target folder {shown} is not empty: it holds {}", entry?.file_name().display());
+            let e = anyhow!(
+                "the target folder {shown} is not empty: it holds {}",
+                entry?.file_name().display()
+            );
             return Err(with_hint(e, "name an empty folder with --target-dir; nothing was changed"));
         }
-        let workdir = Workdir { target: fs::canonicalize(target)?, run_as, scratch: Scratch::create()? };
+        let workdir = Workdir {
+            target: fs::canonicalize(target)?,
+            run_as,
+            scratch: Scratch::create()?,
+        };
         for folder in [workdir.target.join(WORK), workdir.data()] {
-            DirBuilder::new().mode(0o750).create(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+            DirBuilder::new()
+                .mode(0o750)
+                .create(&folder)
+                .with_context(|| format!("cannot create {}", folder.display()))?;
         }
-        for folder in [workdir.target.clone(), workdir.target.join(WORK), workdir.data(), workdir.scratch().to_owned()] {
+        for folder in [
+            workdir.target.clone(),
+            workdir.target.join(WORK),
+            workdir.data(),
+            workdir.scratch().to_owned(),
+        ] {
             workdir.own(&folder)?;
         }
         Ok(workdir)
@@ -132,7 +158,9 @@ impl Workdir {
         let data = self.data();
         let root = File::open(&self.target)?;
         nix::unistd::syncfs(root.as_fd()).context("cannot flush the recovered files to disk")?;
-        let mut names: Vec<_> = fs::read_dir(&data)?.map(|e| e.map(|e| e.file_name())).collect::<Result<_, _>>()?;
+        let mut names: Vec<_> = fs::read_dir(&data)?
+            .map(|e| e.map(|e| e.file_name()))
+            .collect::<Result<_, _>>()?;
         names.sort_by_key(|name| name == OsStr::new(STARTABLE));
         for name in names {
             let to = self.target.join(&name);
@@ -152,7 +180,10 @@ impl Scratch {
     fn create() -> anyhow::Result<Scratch> {
         let random = uuid::Uuid::new_v4().simple().to_string();
         let path = std::env::temp_dir().join(format!("mysql-pitr-{}", &random[..12]));
-        DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Scratch(path))
     }
 }

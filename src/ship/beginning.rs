@@ -48,16 +48,25 @@ pub struct Beginning {
 
 impl Beginning {
     pub fn new() -> Beginning {
-        Beginning { hash: Sha256::new_with_prefix(MAGIC), server_version: String::new(), previous_gtids: GtidSet::new() }
+        Beginning {
+            hash: Sha256::new_with_prefix(MAGIC),
+            server_version: String::new(),
+            previous_gtids: GtidSet::new(),
+        }
     }
 
     /// The identity, once the first transaction begins.
     pub fn piece(&mut self, piece: &Piece<'_>) -> Result<Option<Identity>, SplitError> {
-        let fail = |source| SplitError::Event { position: piece.start, source };
+        let fail = |source| SplitError::Event {
+            position: piece.start,
+            source,
+        };
         self.hash.update(piece.bytes);
         match piece.header.kind {
             kind::FORMAT_DESCRIPTION => {
-                self.server_version = FormatDescription::parse(&piece.bytes[HEADER_BYTES..]).map_err(fail)?.server_version;
+                self.server_version = FormatDescription::parse(&piece.bytes[HEADER_BYTES..])
+                    .map_err(fail)?
+                    .server_version;
             }
             kind::PREVIOUS_GTIDS => self.previous_gtids = parse_previous_gtids(piece.body()).map_err(fail)?,
             _ if piece.is_first() && piece.header.starts_transaction() => {

@@ -77,28 +77,42 @@ impl Catalog {
         if let Err(e) = &opened {
             warn!(path = %path.display(), error = %e, "shipping without a catalog");
         }
-        Catalog { database: opened.ok().map(Mutex::new) }
+        Catalog {
+            database: opened.ok().map(Mutex::new),
+        }
     }
 
     fn with<T>(&self, what: &str, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Option<T> {
         let database = self.database.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        query(&database).inspect_err(|e| warn!(error = %e, "the catalog could not {what}")).ok()
+        query(&database)
+            .inspect_err(|e| warn!(error = %e, "the catalog could not {what}"))
+            .ok()
     }
 
     /// A segment is durable.
     pub fn segment_stored(&self, place: &BinlogPlace, range: SegmentRange, sha256: &str) {
         self.with("note a segment", |db| {
             db.prepare_cached("INSERT OR REPLACE INTO segment VALUES (?, ?, ?, ?, ?)")?
-                .execute(params![place.label_ns, place.name, range.start.cast_signed(), range.end.cast_signed(), sha256])
+                .execute(params![
+                    place.label_ns,
+                    place.name,
+                    range.start.cast_signed(),
+                    range.end.cast_signed(),
+                    sha256
+                ])
         });
     }
 
     /// The segments of a binlog that this catalog saw stored, with their hashes, by start.
     pub fn segments(&self, place: &BinlogPlace) -> Vec<(SegmentRange, String)> {
         self.with("list segments", |db| {
-            let mut query = db.prepare_cached("SELECT start, end, sha256 FROM segment WHERE label_ns = ? AND name = ? ORDER BY start")?;
+            let mut query =
+                db.prepare_cached("SELECT start, end, sha256 FROM segment WHERE label_ns = ? AND name = ? ORDER BY start")?;
             let rows = query.query_map(params![place.label_ns, place.name], |row| {
-                let range = SegmentRange { start: row.get::<_, i64>(0)?.cast_unsigned(), end: row.get::<_, i64>(1)?.cast_unsigned() };
+                let range = SegmentRange {
+                    start: row.get::<_, i64>(0)?.cast_unsigned(),
+                    end: row.get::<_, i64>(1)?.cast_unsigned(),
+                };
                 Ok((range, row.get(2)?))
             })?;
             rows.collect()
@@ -109,9 +123,15 @@ impl Catalog {
     /// A binlog is sealed: its segments' hashes are no longer needed.
     pub fn sealed(&self, place: &BinlogPlace, sha256: &str, bytes: u64) {
         self.with("note a sealed binlog", |db| {
-            db.execute("DELETE FROM segment WHERE label_ns = ? AND name = ?", params![place.label_ns, place.name])?;
+            db.execute(
+                "DELETE FROM segment WHERE label_ns = ? AND name = ?",
+                params![place.label_ns, place.name],
+            )?;
             let uuid = place.server_uuid.to_string();
-            db.execute("INSERT OR REPLACE INTO sealed VALUES (?, ?, ?, ?, ?)", params![place.label_ns, place.name, uuid, sha256, bytes.cast_signed()])
+            db.execute(
+                "INSERT OR REPLACE INTO sealed VALUES (?, ?, ?, ?, ?)",
+                params![place.label_ns, place.name, uuid, sha256, bytes.cast_signed()],
+            )
         });
     }
 }
@@ -136,7 +156,11 @@ mod tests {
         let path = dir.path().join("state.db");
         std::fs::write(&path, vec![b'x'; 8192]).unwrap();
         let catalog = Catalog::open(&path);
-        let place = BinlogPlace { server_uuid: uuid::Uuid::nil(), label_ns: 1, name: "b.1".into() };
+        let place = BinlogPlace {
+            server_uuid: uuid::Uuid::nil(),
+            label_ns: 1,
+            name: "b.1".into(),
+        };
         catalog.segment_stored(&place, SegmentRange { start: 0, end: 9 }, "aa");
         assert_eq!(catalog.segments(&place), [(SegmentRange { start: 0, end: 9 }, "aa".into())]);
     }

@@ -28,7 +28,9 @@ pub enum Action {
     /// A segment of one event that is too large to be held: `Stream*` until `StreamEnd`.
     StreamBegin(SegmentRange),
     StreamBytes(Vec<u8>),
-    StreamEnd { sha256: String },
+    StreamEnd {
+        sha256: String,
+    },
 }
 
 #[derive(Debug)]
@@ -61,12 +63,22 @@ struct Current {
 impl Cutter {
     /// For a binlog from its beginning.
     pub fn new(codec: Codec, segment_bytes: u64) -> Cutter {
-        Cutter { codec, segment_bytes, beginning: Some(Beginning::new()), current: None, due: false, in_event: false }
+        Cutter {
+            codec,
+            segment_bytes,
+            beginning: Some(Beginning::new()),
+            current: None,
+            due: false,
+            in_event: false,
+        }
     }
 
     /// For a binlog whose opening is stored and which is covered up to an event boundary.
     pub fn resume(codec: Codec, segment_bytes: u64) -> Cutter {
-        Cutter { beginning: None, ..Cutter::new(codec, segment_bytes) }
+        Cutter {
+            beginning: None,
+            ..Cutter::new(codec, segment_bytes)
+        }
     }
 
     /// Whether something waits to be cut.
@@ -84,8 +96,15 @@ impl Cutter {
         let len = u64::from(piece.header.len);
         if piece.is_first() && len > self.segment_bytes && len > WHOLE_EVENT_BYTES_MAX as u64 {
             self.cut(actions)?;
-            let current = Current { end: piece.end(), streamed: true, ..self.begin(piece.start)? };
-            actions.push(Action::StreamBegin(SegmentRange { start: current.start, end: current.end }));
+            let current = Current {
+                end: piece.end(),
+                streamed: true,
+                ..self.begin(piece.start)?
+            };
+            actions.push(Action::StreamBegin(SegmentRange {
+                start: current.start,
+                end: current.end,
+            }));
             self.current = Some(current);
         }
         let mut current = match self.current.take() {
@@ -101,7 +120,9 @@ impl Cutter {
             }
             if piece.is_last() {
                 actions.push(Action::StreamBytes(current.encoder.finish()?));
-                actions.push(Action::StreamEnd { sha256: format!("{:x}", current.hash.finalize()) });
+                actions.push(Action::StreamEnd {
+                    sha256: format!("{:x}", current.hash.finalize()),
+                });
             } else {
                 self.current = Some(current);
             }
@@ -131,14 +152,27 @@ impl Cutter {
             return Ok(());
         }
         if let Some(current) = self.current.take() {
-            let range = SegmentRange { start: current.start, end: current.end };
-            actions.push(Action::Put(Cut { range, bytes: current.encoder.finish()?, sha256: format!("{:x}", current.hash.finalize()) }));
+            let range = SegmentRange {
+                start: current.start,
+                end: current.end,
+            };
+            actions.push(Action::Put(Cut {
+                range,
+                bytes: current.encoder.finish()?,
+                sha256: format!("{:x}", current.hash.finalize()),
+            }));
         }
         Ok(())
     }
 
     fn begin(&self, start: u64) -> std::io::Result<Current> {
-        let mut current = Current { start, end: start, encoder: Encoder::new(self.codec)?, hash: Sha256::new(), streamed: false };
+        let mut current = Current {
+            start,
+            end: start,
+            encoder: Encoder::new(self.codec)?,
+            hash: Sha256::new(),
+            streamed: false,
+        };
         if start == MAGIC.len() as u64 {
             // The source never sends them; the first segment begins with them all the same.
             current.start = 0;
@@ -178,8 +212,18 @@ mod tests {
     fn decoded(codec: Codec, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         let mut decoder = Decoder::new(codec).unwrap();
-        decoder.push(bytes, |b| { out.extend_from_slice(b); Ok::<(), std::io::Error>(()) }).unwrap();
-        decoder.finish(|b| { out.extend_from_slice(b); Ok::<(), std::io::Error>(()) }).unwrap();
+        decoder
+            .push(bytes, |b| {
+                out.extend_from_slice(b);
+                Ok::<(), std::io::Error>(())
+            })
+            .unwrap();
+        decoder
+            .finish(|b| {
+                out.extend_from_slice(b);
+                Ok::<(), std::io::Error>(())
+            })
+            .unwrap();
         out
     }
 

@@ -40,7 +40,10 @@ pub enum Decision {
 
 /// The rules of who goes on where; pure.
 pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Decision {
-    let own = timelines.iter().filter(|t| t.server_uuid == claimant.server_uuid).max_by_key(|t| t.id);
+    let own = timelines
+        .iter()
+        .filter(|t| t.server_uuid == claimant.server_uuid)
+        .max_by_key(|t| t.id);
     if let Some(own) = own {
         return Decision::Continue(own.id);
     }
@@ -54,7 +57,12 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Decision {
     }
     let first = path::tip(timelines).is_none();
     let reason = if first { Reason::FirstStart } else { Reason::UnknownServer };
-    Decision::Claim(Claim { parent: None, branch_set: GtidSet::new(), reason, adopted: first })
+    Decision::Claim(Claim {
+        parent: None,
+        branch_set: GtidSet::new(),
+        reason,
+        adopted: first,
+    })
 }
 
 /// The timeline on which the server goes on, claimed if need be.
@@ -62,7 +70,9 @@ pub async fn settle(archive: &Archive, claimant: &Claimant<'_>) -> anyhow::Resul
     let timelines = archive.timelines().await?;
     let timeline = match decide(&timelines, claimant) {
         Decision::Continue(id) => {
-            let Some(timeline) = timelines.iter().find(|t| t.id == id) else { bail!("timeline {id} has vanished from the archive") };
+            let Some(timeline) = timelines.iter().find(|t| t.id == id) else {
+                bail!("timeline {id} has vanished from the archive")
+            };
             timeline.clone()
         }
         Decision::Claim(claim) => claim_timeline(archive, &timelines, claimant.server_uuid, claim).await?,
@@ -85,7 +95,12 @@ async fn warn_if_off_the_path(archive: &Archive, own: &Timeline) -> anyhow::Resu
 }
 
 /// Writes the next timeline. Two claimants race for its number, and one loses.
-pub async fn claim_timeline(archive: &Archive, timelines: &[Timeline], server_uuid: Uuid, claim: Claim) -> anyhow::Result<Timeline> {
+pub async fn claim_timeline(
+    archive: &Archive,
+    timelines: &[Timeline],
+    server_uuid: Uuid,
+    claim: Claim,
+) -> anyhow::Result<Timeline> {
     let id = timelines.iter().map(|t| t.id).max().unwrap_or(0) + 1;
     let record = Timeline {
         format: FORMAT_VERSION,
@@ -103,7 +118,10 @@ pub async fn claim_timeline(archive: &Archive, timelines: &[Timeline], server_uu
         // The store's client may have met its own success after a lost answer; the nonce tells.
         let (stored, _): (Timeline, _) = archive.record(&key).await?;
         if stored.nonce != record.nonce {
-            bail!("timeline {id} was claimed by server {} at the same moment; trying again", stored.server_uuid);
+            bail!(
+                "timeline {id} was claimed by server {} at the same moment; trying again",
+                stored.server_uuid
+            );
         }
     }
     info!(timeline = id, reason = ?record.reason, parent = ?record.parent, adopted = record.adopted, "claimed a timeline");
@@ -133,22 +151,55 @@ mod tests {
 
     #[test]
     fn the_first_server_claims_the_root_and_goes_on_with_it() {
-        let claimant = Claimant { server_uuid: A, descent: None };
-        assert!(matches!(decide(&[], &claimant), Decision::Claim(Claim { parent: None, adopted: true, reason: Reason::FirstStart, .. })));
+        let claimant = Claimant {
+            server_uuid: A,
+            descent: None,
+        };
+        assert!(matches!(
+            decide(&[], &claimant),
+            Decision::Claim(Claim {
+                parent: None,
+                adopted: true,
+                reason: Reason::FirstStart,
+                ..
+            })
+        ));
         assert_eq!(decide(&[timeline(1, A)], &claimant), Decision::Continue(1));
     }
 
     #[test]
     fn an_unknown_server_ships_off_the_path() {
-        let claimant = Claimant { server_uuid: B, descent: None };
-        assert!(matches!(decide(&[timeline(1, A)], &claimant), Decision::Claim(Claim { adopted: false, .. })));
+        let claimant = Claimant {
+            server_uuid: B,
+            descent: None,
+        };
+        assert!(matches!(
+            decide(&[timeline(1, A)], &claimant),
+            Decision::Claim(Claim { adopted: false, .. })
+        ));
     }
 
     #[test]
     fn a_recovered_server_claims_a_child_once() {
-        let descent = Descent { format: 1, shard: "s".into(), parent: 1, server_uuid: B, branch_set: GtidSet::new() };
-        let claimant = Claimant { server_uuid: B, descent: Some(&descent) };
-        assert!(matches!(decide(&[timeline(1, A)], &claimant), Decision::Claim(Claim { parent: Some(1), adopted: true, .. })));
+        let descent = Descent {
+            format: 1,
+            shard: "s".into(),
+            parent: 1,
+            server_uuid: B,
+            branch_set: GtidSet::new(),
+        };
+        let claimant = Claimant {
+            server_uuid: B,
+            descent: Some(&descent),
+        };
+        assert!(matches!(
+            decide(&[timeline(1, A)], &claimant),
+            Decision::Claim(Claim {
+                parent: Some(1),
+                adopted: true,
+                ..
+            })
+        ));
         assert_eq!(decide(&[timeline(1, A), timeline(2, B)], &claimant), Decision::Continue(2));
     }
 }

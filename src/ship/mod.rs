@@ -15,4 +15,4 @@ mod seal;
 mod shipper;
 mod tail;
 
-pub use shipper::{Settings, Shipper, Status};
+pub use shipper::{Settings, Shipper, Status, settle_server};

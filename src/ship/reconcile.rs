@@ -45,18 +45,32 @@ pub async fn reconcile(
     timeline: u32,
 ) -> anyhow::Result<Todo> {
     let files = session.binary_logs().await?;
-    let stored = archive.binlogs_where(|place| place.server_uuid == server_uuid && files.iter().any(|f| f.name == place.name)).await?;
-    let mut todo = Todo { binlogs: Vec::new(), ending_before: None, history_was_replaced: false };
+    let stored = archive
+        .binlogs_where(|place| place.server_uuid == server_uuid && files.iter().any(|f| f.name == place.name))
+        .await?;
+    let mut todo = Todo {
+        binlogs: Vec::new(),
+        ending_before: None,
+        history_was_replaced: false,
+    };
     let mut met_any = false;
     for file in files.into_iter().rev() {
         let found = find(endpoint, &file.name, &stored).await?;
         met_any |= found.is_some();
-        if let Some(StoredBinlog { form: Form::Sealed(manifest), .. }) = found {
+        if let Some(StoredBinlog {
+            form: Form::Sealed(manifest),
+            ..
+        }) = found
+        {
             todo.ending_before = Some(manifest.ending);
             break;
         }
         let known = found.map(|binlog| {
-            let covered = if let Form::Tail(segments) = &binlog.form { covered_end(segments) } else { 0 };
+            let covered = if let Form::Tail(segments) = &binlog.form {
+                covered_end(segments)
+            } else {
+                0
+            };
             (binlog.opening.clone(), covered)
         });
         todo.binlogs.push(Unsealed { file, known });
@@ -75,11 +89,20 @@ async fn find<'a>(endpoint: &Endpoint, name: &str, stored: &'a [StoredBinlog]) -
         return Ok(None);
     }
     let identity = identify(endpoint, name).await?;
-    Ok(identity.and_then(|i| stored.iter().find(|b| b.place().name == name && b.opening.fingerprint == i.fingerprint)))
+    Ok(identity.and_then(|i| {
+        stored
+            .iter()
+            .find(|b| b.place().name == name && b.opening.fingerprint == i.fingerprint)
+    }))
 }
 
 /// Whether the server's gtid_executed holds everything that the archive has of this timeline.
-async fn holds_what_was_shipped(archive: &Archive, session: &mut Session, server_uuid: Uuid, timeline: u32) -> anyhow::Result<bool> {
+async fn holds_what_was_shipped(
+    archive: &Archive,
+    session: &mut Session,
+    server_uuid: Uuid,
+    timeline: u32,
+) -> anyhow::Result<bool> {
     let shipped = archive.binlogs_where(|place| place.server_uuid == server_uuid).await?;
     let mut gtids = GtidSet::new();
     for binlog in shipped.iter().filter(|b| b.opening.timeline == timeline) {

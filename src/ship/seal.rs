@@ -60,7 +60,11 @@ pub async fn identify(endpoint: &Endpoint, name: &str) -> anyhow::Result<Option<
 }
 
 /// Shows the events of binlog `name` until `visit` says false or the binlog ends. Returns the position after the last one.
-async fn read_closed(endpoint: &Endpoint, name: &str, mut visit: impl FnMut(&Piece<'_>) -> anyhow::Result<bool>) -> anyhow::Result<u64> {
+async fn read_closed(
+    endpoint: &Endpoint,
+    name: &str,
+    mut visit: impl FnMut(&Piece<'_>) -> anyhow::Result<bool>,
+) -> anyhow::Result<u64> {
     let mut reading = Reading::open(endpoint, name).await?;
     while let Some(bytes) = reading.next().await? {
         let mut wanted = true;
@@ -84,17 +88,28 @@ struct Reading {
 
 impl Reading {
     async fn open(endpoint: &Endpoint, name: &str) -> anyhow::Result<Reading> {
-        let dump = Dump::open(endpoint, name, MAGIC.len() as u64, AtEnd::Stop).await.with_context(|| format!("cannot read binlog {name}"))?;
+        let dump = Dump::open(endpoint, name, MAGIC.len() as u64, AtEnd::Stop)
+            .await
+            .with_context(|| format!("cannot read binlog {name}"))?;
         let mut splitter = Splitter::new();
         // The source never sends the magic bytes.
         splitter.push(&MAGIC, |_| Ok::<(), crate::binlog::splitter::SplitError>(()))?;
-        Ok(Reading { dump, name: name.to_owned(), splitter })
+        Ok(Reading {
+            dump,
+            name: name.to_owned(),
+            splitter,
+        })
     }
 
     /// The next bytes of this binlog; None once the source goes on to another one.
     async fn next(&mut self) -> anyhow::Result<Option<bytes::Bytes>> {
         loop {
-            match self.dump.next().await.with_context(|| format!("cannot read binlog {}", self.name))? {
+            match self
+                .dump
+                .next()
+                .await
+                .with_context(|| format!("cannot read binlog {}", self.name))?
+            {
                 DumpItem::Bytes { bytes, .. } => return Ok(Some(bytes)),
                 DumpItem::Binlog { name, .. } if name == self.name => {}
                 DumpItem::Binlog { .. } | DumpItem::End => return Ok(None),
@@ -105,7 +120,13 @@ impl Reading {
 }
 
 /// Stores the binlog whole. Its opening is stored already. May run again after any interruption.
-pub async fn seal(archive: &Archive, endpoint: &Endpoint, catalog: &Catalog, codec: Codec, work: &ToSeal) -> anyhow::Result<Manifest> {
+pub async fn seal(
+    archive: &Archive,
+    endpoint: &Endpoint,
+    catalog: &Catalog,
+    codec: Codec,
+    work: &ToSeal,
+) -> anyhow::Result<Manifest> {
     let place = &work.opening.place;
     let mut sealer = Sealer::begin(archive, codec, place, catalog.segments(place)).await?;
     let result = sealer.run(endpoint, work).await;
@@ -134,7 +155,12 @@ struct Sealer {
 }
 
 impl Sealer {
-    async fn begin(archive: &Archive, codec: Codec, place: &BinlogPlace, segments: Vec<(SegmentRange, String)>) -> anyhow::Result<Sealer> {
+    async fn begin(
+        archive: &Archive,
+        codec: Codec,
+        place: &BinlogPlace,
+        segments: Vec<(SegmentRange, String)>,
+    ) -> anyhow::Result<Sealer> {
         let mut sealer = Sealer {
             upload: archive.store.upload(&place.sealed_key(&archive.shard, codec)).await?,
             encoder: Some(Encoder::new(codec)?),
@@ -186,7 +212,12 @@ impl Sealer {
             let rest = encoder.finish()?;
             self.write(rest).await?;
         }
-        Ok(Content { bytes, stored_bytes: self.stored_bytes, sha256: format!("{:x}", self.hash.clone().finalize()), facts })
+        Ok(Content {
+            bytes,
+            stored_bytes: self.stored_bytes,
+            sha256: format!("{:x}", self.hash.clone().finalize()),
+            facts,
+        })
     }
 
     async fn hand_on(&mut self, least: usize) -> anyhow::Result<()> {
@@ -241,7 +272,11 @@ struct SegmentHashes {
 
 impl SegmentHashes {
     fn new(segments: Vec<(SegmentRange, String)>) -> SegmentHashes {
-        SegmentHashes { segments: segments.into_iter(), current: None, position: 0 }
+        SegmentHashes {
+            segments: segments.into_iter(),
+            current: None,
+            position: 0,
+        }
     }
 
     fn take(&mut self, mut bytes: &[u8]) -> anyhow::Result<()> {
@@ -263,8 +298,10 @@ impl SegmentHashes {
             if self.position == range.end {
                 if *sha256 != format!("{:x}", hash.clone().finalize()) {
                     let (start, end) = (range.start, range.end);
-                    return Err(anyhow::anyhow!("the binlog differs from what was shipped of it, in bytes {start} to {end}"))
-                        .hint("the archive keeps both; take a new snapshot, and find out who changed the file");
+                    return Err(anyhow::anyhow!(
+                        "the binlog differs from what was shipped of it, in bytes {start} to {end}"
+                    ))
+                    .hint("the archive keeps both; take a new snapshot, and find out who changed the file");
                 }
                 self.current = None;
             }
@@ -275,7 +312,11 @@ impl SegmentHashes {
     fn finish(&self) -> anyhow::Result<()> {
         match &self.current {
             Some((range, _, hash)) if hash.clone().finalize() != Sha256::new().finalize() => {
-                bail!("the binlog ends at {}, inside a segment that was shipped up to {}", self.position, range.end)
+                bail!(
+                    "the binlog ends at {}, inside a segment that was shipped up to {}",
+                    self.position,
+                    range.end
+                )
             }
             _ => Ok(()),
         }
@@ -301,7 +342,10 @@ impl Facts {
         if let Some(t) = self.tracker.piece(piece)? {
             self.gtids.insert(t.gtid);
             self.transactions += 1;
-            let (least, most) = (t.immediate_commit_us.min(t.original_commit_us), t.immediate_commit_us.max(t.original_commit_us));
+            let (least, most) = (
+                t.immediate_commit_us.min(t.original_commit_us),
+                t.immediate_commit_us.max(t.original_commit_us),
+            );
             self.commit_us_min = Some(self.commit_us_min.map_or(least, |m| m.min(least)));
             self.commit_us_max = Some(self.commit_us_max.map_or(most, |m| m.max(most)));
         }
@@ -363,13 +407,24 @@ mod tests {
     fn segments_are_compared_where_they_lie() {
         let file: Vec<u8> = (0..100u8).collect();
         let range = |start: u64, end: u64| SegmentRange { start, end };
-        let known = vec![(range(0, 10), sha(&file[..10])), (range(30, 50), sha(&file[30..50])), (range(40, 60), sha(&file[40..60]))];
+        let known = vec![
+            (range(0, 10), sha(&file[..10])),
+            (range(30, 50), sha(&file[30..50])),
+            (range(40, 60), sha(&file[40..60])),
+        ];
         let mut hashes = SegmentHashes::new(known);
         file.chunks(7).for_each(|c| hashes.take(c).unwrap());
         hashes.finish().unwrap();
 
         let mut hashes = SegmentHashes::new(vec![(range(5, 20), sha(&file[6..21]))]);
-        assert!(hashes.take(&file).unwrap_err().root_cause().to_string().contains("bytes 5 to 20"));
+        assert!(
+            hashes
+                .take(&file)
+                .unwrap_err()
+                .root_cause()
+                .to_string()
+                .contains("bytes 5 to 20")
+        );
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Shipper {
                 }
             };
             tokio::select! {
-                _ = stop.wait_for(|s| *s) => return,
+                () = stopped(&mut stop) => return,
                 () = sleep(wait) => {}
             }
         }
@@ -116,14 +116,17 @@ impl Shipper {
             session.close().await;
             return Ok(());
         }
-        let variables = session.variables().await?;
-        let server_uuid = variables.server_uuid()?;
-        let descent = read_descent(&variables.datadir(), &self.archive)?;
-        let mut timeline = settle(&self.archive, &Claimant { server_uuid, descent: descent.as_ref() }).await?;
+        let mut timeline = settle_server(&self.archive, &mut session).await?;
+        let server_uuid = timeline.server_uuid;
         let mut todo = reconcile(&self.archive, &self.endpoint, &mut session, server_uuid, timeline.id).await?;
         if todo.history_was_replaced {
             error!("the server's history begins anew (RESET BINARY LOGS AND GTIDS?): a new root timeline and a snapshot follow");
-            let claim = Claim { parent: None, branch_set: GtidSet::new(), reason: Reason::Reset, adopted: timeline.adopted };
+            let claim = Claim {
+                parent: None,
+                branch_set: GtidSet::new(),
+                reason: Reason::Reset,
+                adopted: timeline.adopted,
+            };
             timeline = claim_timeline(&self.archive, &self.archive.timelines().await?, server_uuid, claim).await?;
         }
         if timeline.parent.is_none() {
@@ -144,7 +147,7 @@ impl Shipper {
         let live = todo.binlogs.pop().context("the server has no binlog; is log_bin on?")?;
         for closed in todo.binlogs {
             tokio::select! {
-                _ = stop.wait_for(|s| *s) => return Ok(()),
+                () = stopped(stop) => return Ok(()),
                 done = round.closed(closed) => done?,
             }
         }
@@ -178,7 +181,11 @@ impl Round {
                 None => return Ok(()),
             },
         };
-        let work = ToSeal { name: file.name, opening, expected_bytes: Some(file.bytes) };
+        let work = ToSeal {
+            name: file.name,
+            opening,
+            expected_bytes: Some(file.bytes),
+        };
         let manifest = seal(&self.archive, &self.endpoint, &self.catalog, self.settings.codec, &work).await?;
         self.crashed = manifest.ending == Ending::Crash;
         Ok(())
@@ -186,19 +193,31 @@ impl Round {
 
     async fn timeline_of(&self, id: u32) -> anyhow::Result<Timeline> {
         let timelines = self.archive.timelines().await?;
-        timelines.into_iter().find(|t| t.id == id).with_context(|| format!("timeline {id}, which a binlog belongs to, is not in the archive"))
+        timelines
+            .into_iter()
+            .find(|t| t.id == id)
+            .with_context(|| format!("timeline {id}, which a binlog belongs to, is not in the archive"))
     }
 
     /// Gives a binlog its place: the record that is stored before anything else of it.
     pub async fn open(&mut self, name: &str, identity: &Identity) -> anyhow::Result<Opening> {
-        let place = BinlogPlace { server_uuid: self.server_uuid, label_ns: clock::now_us() * NS_PER_US, name: name.to_owned() };
+        let place = BinlogPlace {
+            server_uuid: self.server_uuid,
+            label_ns: clock::now_us() * NS_PER_US,
+            name: name.to_owned(),
+        };
         let mut opening = identity.opening(self.timeline.id, place, &self.purged);
         if self.crashed {
             self.branch_after_crash(&opening.held_before).await?;
             opening.timeline = self.timeline.id;
         }
         let bytes = serde_json::to_vec_pretty(&opening)?;
-        put_once(&self.archive.store, &opening.place.opening_key(&self.archive.shard), bytes.into()).await?;
+        put_once(
+            &self.archive.store,
+            &opening.place.opening_key(&self.archive.shard),
+            bytes.into(),
+        )
+        .await?;
         info!(binlog = name, timeline = opening.timeline, fingerprint = %opening.fingerprint, "opened a binlog in the archive");
         Ok(opening)
     }
@@ -219,6 +238,26 @@ impl Round {
         self.crashed = false;
         Ok(())
     }
+}
+
+/// Resolves once the agent is told to stop.
+pub async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the process; without it there is nothing to wait for either.
+    let _ = stop.wait_for(|s| *s).await;
+}
+
+/// The timeline on which the server behind `session` goes on, claimed if it has none.
+pub async fn settle_server(archive: &Archive, session: &mut Session) -> anyhow::Result<Timeline> {
+    let variables = session.variables().await?;
+    let descent = read_descent(&variables.datadir(), archive)?;
+    settle(
+        archive,
+        &Claimant {
+            server_uuid: variables.server_uuid()?,
+            descent: descent.as_ref(),
+        },
+    )
+    .await
 }
 
 /// What `recover` left in the datadir, if this server comes from it.

@@ -30,7 +30,7 @@ use super::{
     cutter::{Action, Cutter},
     puts::{finish_once, put_once},
     seal::{ToSeal, seal},
-    shipper::{Round, Status},
+    shipper::{Round, Status, stopped},
 };
 
 /// Segments being stored at a time; more hide the store's latency, and each holds a segment in memory.
@@ -70,8 +70,16 @@ impl<'r> Tail<'r> {
             round,
             name: name.to_owned(),
             opening,
-            splitter: if resumes { Splitter::resume(covered, true) } else { after_magic() },
-            cutter: if resumes { Cutter::resume(codec, segment_bytes) } else { Cutter::new(codec, segment_bytes) },
+            splitter: if resumes {
+                Splitter::resume(covered, true)
+            } else {
+                after_magic()
+            },
+            cutter: if resumes {
+                Cutter::resume(codec, segment_bytes)
+            } else {
+                Cutter::new(codec, segment_bytes)
+            },
             last_kind: 0,
             uploads: FuturesOrdered::new(),
             stream: None,
@@ -85,13 +93,15 @@ impl<'r> Tail<'r> {
     pub async fn follow(mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<()> {
         let from = self.splitter.position().max(MAGIC.len() as u64);
         let endpoint = self.round.endpoint.clone();
-        let mut dump = Dump::open(&endpoint, &self.name, from, AtEnd::Wait).await.context("cannot open the binlog stream")?;
+        let mut dump = Dump::open(&endpoint, &self.name, from, AtEnd::Wait)
+            .await
+            .context("cannot open the binlog stream")?;
         info!(binlog = %self.name, position = from, "following the live binlog");
         loop {
             let may_read = self.uploads.len() < UPLOADS_IN_FLIGHT_MAX;
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|s| *s) => return self.finish().await,
+                () = stopped(stop) => return self.finish().await,
                 Some(done) = self.uploads.next(), if !self.uploads.is_empty() => self.stored(done)?,
                 Some(done) = self.seals.join_next(), if !self.seals.is_empty() => done.context("a sealing task died")??,
                 () = sleep_until(self.deadline.unwrap_or_else(Instant::now)), if self.deadline.is_some() && may_read => {
@@ -146,7 +156,10 @@ impl<'r> Tail<'r> {
                     let (store, key) = (self.round.archive.store.clone(), self.key(cut.range)?);
                     self.uploads.push_back(tokio::spawn(async move {
                         put_once(&store, &key, cut.bytes.into()).await?;
-                        Ok(Stored { range: cut.range, sha256: cut.sha256 })
+                        Ok(Stored {
+                            range: cut.range,
+                            sha256: cut.sha256,
+                        })
                     }));
                 }
                 Action::StreamBegin(range) => {
@@ -154,13 +167,18 @@ impl<'r> Tail<'r> {
                     self.stream = Some((upload, range));
                 }
                 Action::StreamBytes(bytes) => {
-                    let Some((upload, _)) = &mut self.stream else { bail!("bytes of a segment that was not begun") };
+                    let Some((upload, _)) = &mut self.stream else {
+                        bail!("bytes of a segment that was not begun")
+                    };
                     upload.write(bytes.into()).await?;
                 }
                 Action::StreamEnd { sha256 } => {
-                    let Some((upload, range)) = self.stream.take() else { bail!("the end of a segment that was not begun") };
+                    let Some((upload, range)) = self.stream.take() else {
+                        bail!("the end of a segment that was not begun")
+                    };
                     finish_once(upload).await?;
-                    self.uploads.push_back(tokio::spawn(async move { Ok(Stored { range, sha256 }) }));
+                    self.uploads
+                        .push_back(tokio::spawn(async move { Ok(Stored { range, sha256 }) }));
                 }
             }
         }
@@ -180,11 +198,17 @@ impl<'r> Tail<'r> {
     }
 
     fn place(&self) -> anyhow::Result<&BinlogPlace> {
-        Ok(&self.opening.as_ref().context("a segment was cut before its binlog had a place")?.place)
+        Ok(&self
+            .opening
+            .as_ref()
+            .context("a segment was cut before its binlog had a place")?
+            .place)
     }
 
     fn key(&self, range: SegmentRange) -> anyhow::Result<String> {
-        Ok(self.place()?.segment_key(&self.round.archive.shard, range, self.round.settings.codec))
+        Ok(self
+            .place()?
+            .segment_key(&self.round.archive.shard, range, self.round.settings.codec))
     }
 
     /// i3: called in the order in which the segments were cut.
@@ -217,8 +241,16 @@ impl<'r> Tail<'r> {
         self.splitter.finish().with_context(|| format!("binlog {}", self.name))?;
         self.drain().await?;
         if let Some(opening) = self.opening.take() {
-            let work = ToSeal { name: self.name.clone(), opening, expected_bytes: Some(self.splitter.position()) };
-            let (archive, endpoint, catalog) = (self.round.archive.clone(), self.round.endpoint.clone(), self.round.catalog.clone());
+            let work = ToSeal {
+                name: self.name.clone(),
+                opening,
+                expected_bytes: Some(self.splitter.position()),
+            };
+            let (archive, endpoint, catalog) = (
+                self.round.archive.clone(),
+                self.round.endpoint.clone(),
+                self.round.catalog.clone(),
+            );
             let (codec, sealing) = (self.round.settings.codec, self.sealing.clone());
             self.seals.spawn(async move {
                 let _one_at_a_time = sealing.lock().await;
@@ -257,6 +289,8 @@ impl<'r> Tail<'r> {
 /// The source never sends the magic bytes.
 fn after_magic() -> Splitter {
     let mut splitter = Splitter::new();
-    splitter.push(&MAGIC, |_| Ok::<(), SplitError>(())).expect("these are the magic bytes");
+    splitter
+        .push(&MAGIC, |_| Ok::<(), SplitError>(()))
+        .expect("these are the magic bytes");
     splitter
 }

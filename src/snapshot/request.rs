@@ -25,8 +25,15 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Stores a request; the snapshot will bear its name.
 pub async fn ask(archive: &Archive) -> anyhow::Result<String> {
-    let request = Request { format: FORMAT_VERSION, id: new_id(), requested_at_us: clock::now_us() };
-    if !archive.put_record(&keys::request_key(&archive.shard, &request.id), &request, Put::IfAbsent).await? {
+    let request = Request {
+        format: FORMAT_VERSION,
+        id: new_id(),
+        requested_at_us: clock::now_us(),
+    };
+    if !archive
+        .put_record(&keys::request_key(&archive.shard, &request.id), &request, Put::IfAbsent)
+        .await?
+    {
         bail!("request {} exists already", request.id);
     }
     Ok(request.id)
@@ -61,7 +68,9 @@ pub async fn open_requests(archive: &Archive, seen: Option<&str>) -> anyhow::Res
     let after = seen.map(|id| keys::request_key(&archive.shard, id));
     let mut open = Vec::new();
     for object in archive.store.list(&prefix, after.as_deref()).await? {
-        let Some(id) = object.key.strip_prefix(&prefix).and_then(|k| k.strip_suffix(".json")) else { continue };
+        let Some(id) = object.key.strip_prefix(&prefix).and_then(|k| k.strip_suffix(".json")) else {
+            continue;
+        };
         match archive.record::<Snapshot>(&keys::snapshot_key(&archive.shard, id)).await {
             Err(e) if e.downcast_ref::<StoreError>().is_some_and(StoreError::is_not_found) => open.push(id.to_owned()),
             Err(e) => return Err(e),

@@ -59,11 +59,19 @@ pub fn new_id() -> String {
 
 fn is_id(name: &str) -> bool {
     const ID_BYTES: usize = "20261121T101403.120000Z-0a1b2c3d".len();
-    name.len() == ID_BYTES && name.as_bytes()[ID_BYTES - 9..].starts_with(b"-") && name.as_bytes()[..8].iter().all(u8::is_ascii_digit)
+    name.len() == ID_BYTES
+        && name.as_bytes()[ID_BYTES - 9..].starts_with(b"-")
+        && name.as_bytes()[..8].iter().all(u8::is_ascii_digit)
 }
 
 /// Takes a snapshot under the name `id`. The server's own timeline must exist.
-pub async fn take(archive: &Archive, endpoint: &Endpoint, settings: &Settings, id: &str, progress: &Progress) -> anyhow::Result<Snapshot> {
+pub async fn take(
+    archive: &Archive,
+    endpoint: &Endpoint,
+    settings: &Settings,
+    id: &str,
+    progress: &Progress,
+) -> anyhow::Result<Snapshot> {
     let mut session = Session::connect(endpoint).await?;
     let variables = session.variables().await?;
     preflight(&mut session, settings).await?;
@@ -103,7 +111,13 @@ pub async fn take(archive: &Archive, endpoint: &Endpoint, settings: &Settings, i
     };
     end(archive, &ended).await?;
     let taken = taken?;
-    info!(snapshot = id, data_bytes = taken.data_bytes, stored_bytes = taken.stored_bytes, timeline = taken.timeline, "took a snapshot");
+    info!(
+        snapshot = id,
+        data_bytes = taken.data_bytes,
+        stored_bytes = taken.stored_bytes,
+        timeline = taken.timeline,
+        "took a snapshot"
+    );
     Ok(taken)
 }
 
@@ -114,11 +128,16 @@ async fn preflight(session: &mut Session, settings: &Settings) -> anyhow::Result
         }
     }
     let foreign = preflight::foreign_engine_tables(session).await?;
-    let refused: Vec<&String> =
-        foreign.iter().filter(|t| !settings.accept_empty.iter().any(|a| t.split(' ').next() == Some(a.as_str()))).collect();
+    let refused: Vec<&String> = foreign
+        .iter()
+        .filter(|t| !settings.accept_empty.iter().any(|a| t.split(' ').next() == Some(a.as_str())))
+        .collect();
     if let Some(first) = refused.first() {
-        return Err(anyhow::anyhow!("{} tables are not InnoDB, and a clone would hold them empty; the first is {first}", refused.len()))
-            .hint("convert them to InnoDB, or name them in accept_empty of the [snapshot] section");
+        return Err(anyhow::anyhow!(
+            "{} tables are not InnoDB, and a clone would hold them empty; the first is {first}",
+            refused.len()
+        ))
+        .hint("convert them to InnoDB, or name them in accept_empty of the [snapshot] section");
     }
     Ok(())
 }
@@ -166,7 +185,8 @@ async fn end(archive: &Archive, ended: &Snapshot) -> anyhow::Result<()> {
 async fn own_timeline(archive: &Archive, server_uuid: Uuid) -> anyhow::Result<u32> {
     let timelines = archive.timelines().await?;
     let own = timelines.iter().filter(|t| t.server_uuid == server_uuid).map(|t| t.id).max();
-    own.with_context(|| format!("server {server_uuid} has no timeline yet")).hint("start its agent first")
+    own.with_context(|| format!("server {server_uuid} has no timeline yet"))
+        .hint("start its agent first")
 }
 
 fn startup_variables(variables: &Variables) -> BTreeMap<String, String> {
@@ -181,7 +201,16 @@ pub async fn sweep(archive: &Archive, settings: &Settings, server_uuid: Uuid) ->
         if snapshot.state == SnapshotState::Started && snapshot.server_uuid == server_uuid {
             warn!(snapshot = %snapshot.id, "a snapshot was interrupted and is given up");
             let failure = Some("the agent died while it was taken".to_owned());
-            end(archive, &Snapshot { state: SnapshotState::Failed, failure, finished_at_us: Some(clock::now_us()), ..snapshot }).await?;
+            end(
+                archive,
+                &Snapshot {
+                    state: SnapshotState::Failed,
+                    failure,
+                    finished_at_us: Some(clock::now_us()),
+                    ..snapshot
+                },
+            )
+            .await?;
         }
     }
     Ok(())

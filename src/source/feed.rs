@@ -55,7 +55,10 @@ impl FeedProgress {
     }
 
     pub(super) fn failed(&self, error: anyhow::Error) {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
     }
 
     /// Transactions sent; those that were sent again after a reconnect count again.

@@ -63,7 +63,9 @@ pub struct Source {
 impl Source {
     /// Listens on a port that the system chooses; only who knows the random password gets in.
     pub async fn start(feed: Arc<Feed>) -> anyhow::Result<Source> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("cannot listen on loopback")?;
+        let listener = TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .context("cannot listen on loopback")?;
         let address = listener.local_addr()?;
         let (user, password) = ("mysql_pitr_source".to_owned(), Secret::random());
         let login = Arc::new((user.clone(), password.clone()));
@@ -77,7 +79,12 @@ impl Source {
                 });
             }
         });
-        Ok(Source { address, user, password, task })
+        Ok(Source {
+            address,
+            user,
+            password,
+            task,
+        })
     }
 
     /// The statement that makes a server replicate from here.
@@ -107,7 +114,9 @@ async fn serve(stream: TcpStream, feed: &Feed, login: &(String, Secret)) -> anyh
     loop {
         wire.begin_command();
         let command = wire.read(COMMAND_BYTES_MAX).await?;
-        let Some((code, argument)) = command.split_first() else { bail!("an empty command") };
+        let Some((code, argument)) = command.split_first() else {
+            bail!("an empty command")
+        };
         match *code {
             COM_QUIT => return Ok(()),
             COM_PING | COM_REGISTER_REPLICA => ok(&mut wire).await?,
@@ -117,7 +126,14 @@ async fn serve(stream: TcpStream, feed: &Feed, login: &(String, Secret)) -> anyh
                 debug!(%has, "a replica asks for what it lacks");
                 return stream::send(&mut wire, feed, &has, heartbeat).await;
             }
-            other => error(&mut wire, ER_UNKNOWN_COMMAND, &format!("command {other} is not for an archive")).await?,
+            other => {
+                error(
+                    &mut wire,
+                    ER_UNKNOWN_COMMAND,
+                    &format!("command {other} is not for an archive"),
+                )
+                .await?
+            }
         }
     }
 }
@@ -173,14 +189,25 @@ async fn query(wire: &mut Wire, feed: &Feed, text: &str, heartbeat: &mut Duratio
     } else if upper.contains("BINLOG_CHECKSUM") {
         "CRC32".to_owned()
     } else {
-        return error(wire, ER_UNKNOWN_SYSTEM_VARIABLE, &format!("an archive does not know `{text}`")).await;
+        return error(
+            wire,
+            ER_UNKNOWN_SYSTEM_VARIABLE,
+            &format!("an archive does not know `{text}`"),
+        )
+        .await;
     };
     row(wire, &answer).await
 }
 
 /// `SET @MASTER_HEARTBEAT_PERIOD = N, …`, N in nanoseconds.
 fn heartbeat_period(upper: &str) -> Option<Duration> {
-    let digits: String = upper.split("HEARTBEAT_PERIOD").nth(1)?.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    let digits: String = upper
+        .split("HEARTBEAT_PERIOD")
+        .nth(1)?
+        .chars()
+        .skip_while(|c| !c.is_ascii_digit())
+        .take_while(char::is_ascii_digit)
+        .collect();
     digits.parse().ok().filter(|ns| *ns > 0).map(Duration::from_nanos)
 }
 
@@ -198,7 +225,8 @@ fn parse_dump(argument: &[u8]) -> Option<GtidSet> {
 const STATUS_AUTOCOMMIT: [u8; 2] = [2, 0];
 
 async fn ok(wire: &mut Wire) -> anyhow::Result<()> {
-    wire.write(&[0, 0, 0, STATUS_AUTOCOMMIT[0], STATUS_AUTOCOMMIT[1], 0, 0]).await?;
+    wire.write(&[0, 0, 0, STATUS_AUTOCOMMIT[0], STATUS_AUTOCOMMIT[1], 0, 0])
+        .await?;
     Ok(wire.flush().await?)
 }
 

@@ -30,7 +30,18 @@ const STATUS_OK: u8 = 0;
 
 /// Sends every leg, then heartbeats until the replica goes.
 pub async fn send(wire: &mut Wire, feed: &Feed, has: &GtidSet, heartbeat: Duration) -> anyhow::Result<()> {
-    let mut sender = Sender { wire, feed, sent: has.clone(), sending: false, framer: None, name: String::new(), log_pos: 0, heartbeat, checksum: true, in_event: false };
+    let mut sender = Sender {
+        wire,
+        feed,
+        sent: has.clone(),
+        sending: false,
+        framer: None,
+        name: String::new(),
+        log_pos: 0,
+        heartbeat,
+        checksum: true,
+        in_event: false,
+    };
     let legs: Vec<&Leg> = feed.legs.iter().filter(|leg| !lacks_nothing(leg, has)).collect();
     // The next binlog is read ahead while this one is sent.
     let mut next = legs.first().map(|leg| Portions::of(&feed.archive, &leg.binlog));
@@ -49,7 +60,9 @@ pub async fn send(wire: &mut Wire, feed: &Feed, has: &GtidSet, heartbeat: Durati
 
 /// Whether a sealed binlog's manifest says already that there is nothing to send.
 fn lacks_nothing(leg: &Leg, has: &GtidSet) -> bool {
-    leg.binlog.gtids().is_some_and(|gtids| gtids.intersect(&leg.wanted).is_subset(has))
+    leg.binlog
+        .gtids()
+        .is_some_and(|gtids| gtids.intersect(&leg.wanted).is_subset(has))
 }
 
 struct Sender<'a> {
@@ -71,7 +84,10 @@ struct Sender<'a> {
 impl Sender<'_> {
     async fn leg(&mut self, number: usize, leg: &Leg, mut portions: Portions) -> anyhow::Result<()> {
         // Binlogs of several servers may bear the same name; to the replica each is another file.
-        self.name = format!("pitr-{number:06}.{}", leg.binlog.place().name.rsplit('.').next().unwrap_or("000001"));
+        self.name = format!(
+            "pitr-{number:06}.{}",
+            leg.binlog.place().name.rsplit('.').next().unwrap_or("000001")
+        );
         self.rotate();
         let mut splitter = Splitter::new();
         loop {
@@ -127,7 +143,10 @@ impl Sender<'_> {
     }
 
     fn wants(&mut self, piece: &Piece<'_>, wanted: &GtidSet) -> Result<bool, SplitError> {
-        let event = GtidEvent::parse(piece.header.kind, piece.body()).map_err(|source| SplitError::Event { position: piece.start, source })?;
+        let event = GtidEvent::parse(piece.header.kind, piece.body()).map_err(|source| SplitError::Event {
+            position: piece.start,
+            source,
+        })?;
         let wants = wanted.contains(&event.gtid) && !self.sent.contains(&event.gtid);
         if wants {
             self.sent.insert(event.gtid);

@@ -12,6 +12,7 @@ use tokio::io::AsyncRead;
 pub mod filesystem;
 mod key;
 mod open;
+pub mod probe;
 #[cfg(feature = "aws")]
 pub mod s3;
 mod stall;

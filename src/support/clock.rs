@@ -18,16 +18,21 @@ pub fn format_utc(us: i64) -> String {
 /// Local time with its offset and six decimals, e.g. `2026-11-21 11:14:03.120000 +01:00`.
 pub fn format_local(us: i64) -> String {
     match Timestamp::from_microsecond(us) {
-        Ok(t) => t.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S%.6f %:z").to_string(),
+        Ok(t) => t
+            .to_zoned(TimeZone::system())
+            .strftime("%Y-%m-%d %H:%M:%S%.6f %:z")
+            .to_string(),
         Err(_) => format!("{us} µs"),
     }
 }
 
 /// Parses RFC 3339 with an offset (a time without one is ambiguous, and refused) into microseconds.
 pub fn parse_rfc3339(text: &str) -> Result<i64, String> {
-    text.parse::<Timestamp>()
-        .map(|t| t.as_microsecond())
-        .map_err(|e| format!("`{text}` is not an RFC 3339 time with an offset, such as 2026-11-21T10:14:03.120Z or 2026-11-21T11:14:03+01:00: {e}"))
+    text.parse::<Timestamp>().map(|t| t.as_microsecond()).map_err(|e| {
+        format!(
+            "`{text}` is not an RFC 3339 time with an offset, such as 2026-11-21T10:14:03.120Z or 2026-11-21T11:14:03+01:00: {e}"
+        )
+    })
 }
 
 #[cfg(test)]

@@ -57,6 +57,9 @@ mod tests {
     fn renders_chain_then_hint() {
         let e: anyhow::Result<()> = Err(anyhow!("connection refused")).context("cannot reach mysqld at /s");
         let e = e.hint("start mysqld").context("preflight").unwrap_err();
-        assert_eq!(render(&e), "error: preflight: cannot reach mysqld at /s: connection refused\n hint: start mysqld");
+        assert_eq!(
+            render(&e),
+            "error: preflight: cannot reach mysqld at /s: connection refused\n hint: start mysqld"
+        );
     }
 }

@@ -46,7 +46,9 @@ impl Progress {
             }
             Out::Terminal(bar) => {
                 let new = ProgressBar::new_spinner();
-                new.set_style(ProgressStyle::with_template("{spinner} {prefix} {wide_msg} {elapsed}").expect("a constant template"));
+                new.set_style(
+                    ProgressStyle::with_template("{spinner} {prefix} {wide_msg} {elapsed}").expect("a constant template"),
+                );
                 new.set_prefix(name.to_owned());
                 new.enable_steady_tick(TICK_INTERVAL);
                 if let Some(old) = lock(bar).replace(new) {

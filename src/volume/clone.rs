@@ -43,7 +43,9 @@ impl Drop for Staged {
 
 /// Clones the server's data into `staging/name`.
 pub async fn clone_into(endpoint: &Endpoint, staging: &Path, name: &str, progress: &Progress) -> anyhow::Result<Staged> {
-    let staged = Staged { path: staging.join(name) };
+    let staged = Staged {
+        path: staging.join(name),
+    };
     let Some(text) = staged.path.to_str().filter(|t| !t.contains(['\'', '\\'])) else {
         bail!("staging_dir {} cannot be named in SQL", staging.display());
     };

@@ -36,7 +36,15 @@ pub async fn pack(folder: &Path, store: &SharedStore, key: &str, codec: Codec, a
     let (sender, mut receiver) = mpsc::channel::<Bytes>(PORTIONS_AHEAD);
     let mut upload = store.upload(key).await?;
     let from = folder.to_owned();
-    let packing = spawn_blocking(move || pack_into(&from, PortionWriter { encoder: Encoder::new(codec)?, sender }));
+    let packing = spawn_blocking(move || {
+        pack_into(
+            &from,
+            PortionWriter {
+                encoder: Encoder::new(codec)?,
+                sender,
+            },
+        )
+    });
     let (mut hash, mut stored_bytes) = (Sha256::new(), 0);
     while let Some(portion) = receiver.recv().await {
         hash.update(&portion);
@@ -50,7 +58,11 @@ pub async fn pack(folder: &Path, store: &SharedStore, key: &str, codec: Codec, a
     match packing.await? {
         Ok(data_bytes) => {
             upload.finish().await?;
-            Ok(Packed { data_bytes, stored_bytes, stored_sha256: format!("{:x}", hash.finalize()) })
+            Ok(Packed {
+                data_bytes,
+                stored_bytes,
+                stored_sha256: format!("{:x}", hash.finalize()),
+            })
         }
         Err(e) => {
             upload.abort().await;
@@ -91,12 +103,16 @@ struct PortionWriter {
 
 impl PortionWriter {
     fn send(&self, bytes: Vec<u8>) -> io::Result<()> {
-        self.sender.blocking_send(bytes.into()).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+        self.sender
+            .blocking_send(bytes.into())
+            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
     }
 
     fn finish(self) -> io::Result<()> {
         let PortionWriter { encoder, sender } = self;
-        sender.blocking_send(encoder.finish()?.into()).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+        sender
+            .blocking_send(encoder.finish()?.into())
+            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
     }
 }
 
@@ -120,13 +136,33 @@ impl Write for PortionWriter {
 ///
 /// # Errors
 /// Also where the object is not the one that was stored; what was unpacked until then stays, and is worth nothing.
-pub async fn unpack(store: &SharedStore, key: &str, expected_sha256: &str, folder: &Path, advanced: impl Fn(u64)) -> anyhow::Result<()> {
+pub async fn unpack(
+    store: &SharedStore,
+    key: &str,
+    expected_sha256: &str,
+    folder: &Path,
+    advanced: impl Fn(u64),
+) -> anyhow::Result<()> {
     const HINT: &str = "choose an older snapshot by an earlier target, or restore the object from the other region's bucket";
-    let broken = || format!("the snapshot's data {}/{key} is damaged or cannot be read to its end", store.url());
+    let broken = || {
+        format!(
+            "the snapshot's data {}/{key} is damaged or cannot be read to its end",
+            store.url()
+        )
+    };
     let mut reader = store.read(key).await.hint(HINT)?;
     let (sender, receiver) = mpsc::channel::<Bytes>(PORTIONS_AHEAD);
     let (codec, into) = (Codec::of_key(key), folder.to_owned());
-    let unpacking = spawn_blocking(move || unpack_from(PortionReader { receiver, current: Bytes::new() }, codec, &into));
+    let unpacking = spawn_blocking(move || {
+        unpack_from(
+            PortionReader {
+                receiver,
+                current: Bytes::new(),
+            },
+            codec,
+            &into,
+        )
+    });
     let (mut hash, mut read_bytes) = (Sha256::new(), 0);
     loop {
         let mut buffer = bytes::BytesMut::with_capacity(PORTION_BYTES);
@@ -142,7 +178,9 @@ pub async fn unpack(store: &SharedStore, key: &str, expected_sha256: &str, folde
         }
     }
     drop(sender);
-    unpacking.await?.with_context(|| format!("cannot unpack {}/{key} into {}", store.url(), folder.display()))?;
+    unpacking
+        .await?
+        .with_context(|| format!("cannot unpack {}/{key} into {}", store.url(), folder.display()))?;
     if format!("{:x}", hash.finalize()) != expected_sha256 {
         return Err(anyhow::anyhow!(broken())).hint(HINT);
     }
@@ -159,7 +197,10 @@ fn unpack_from(reader: PortionReader, codec: Codec, folder: &Path) -> anyhow::Re
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = entry.path()?.into_owned();
-        if !matches!(entry.header().entry_type(), tar::EntryType::Regular | tar::EntryType::Directory | tar::EntryType::GNUSparse) {
+        if !matches!(
+            entry.header().entry_type(),
+            tar::EntryType::Regular | tar::EntryType::Directory | tar::EntryType::GNUSparse
+        ) {
             bail!("{} is neither a file nor a folder", path.display());
         }
         if !entry.unpack_in(folder)? {

@@ -1,0 +1,187 @@
+//! The daemon: one task that ships, one that takes snapshots, and their end.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, bail};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, watch},
+    time::{interval, timeout},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    archive::{listing::Archive, records::SnapshotState},
+    config::Config,
+    mysql::{endpoint::Endpoint, query::Session},
+    ship::{
+        Shipper, Status,
+        catalog::{Catalog, StateLock},
+    },
+    snapshot::{request, take},
+    support::{
+        hint::{render, with_hint},
+        progress::Progress,
+    },
+};
+
+/// From a signal to the end, whatever the store does.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// The archive and the parts of the configuration that concern it.
+pub async fn archive(config: &Config) -> anyhow::Result<Archive> {
+    let store = crate::store::open(&config.store.url, &config.store.options()).await?;
+    Ok(Archive {
+        store,
+        shard: config.shard.clone(),
+    })
+}
+
+pub fn snapshot_settings(config: &Config) -> take::Settings {
+    take::Settings {
+        staging_dir: config.snapshot.staging_dir.clone(),
+        codec: config.snapshot.codec,
+        accept_empty: config.snapshot.accept_empty.clone(),
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: &Config) -> anyhow::Result<()> {
+    let endpoint = config.endpoint()?;
+    let Some(_lock) = StateLock::try_take(&config.state_path)? else {
+        let e = anyhow::anyhow!("another mysql-pitr holds the state file {}", config.state_path.display());
+        return Err(with_hint(
+            e,
+            "one agent runs on a node; stop the other, or give this one its own [state] path",
+        ));
+    };
+    let archive = archive(config).await?;
+    // Only to find mistakes of the configuration at once; whatever may heal is tried again later.
+    if let Err(e) = Session::connect(&endpoint).await {
+        warn!("the server cannot be reached yet: {}", render(&e));
+    }
+    let (stop_sender, stop) = watch::channel(false);
+    let shipper = Arc::new(Shipper {
+        archive: archive.clone(),
+        endpoint: endpoint.clone(),
+        catalog: Arc::new(Catalog::open(&config.state_path)),
+        settings: crate::ship::Settings {
+            flush_interval: config.ship.flush_interval,
+            segment_bytes: config.ship.segment_bytes.as_u64(),
+            codec: config.ship.codec,
+        },
+        status: watch::channel(Status::default()).0,
+        snapshot_wanted: Arc::new(Notify::new()),
+    });
+    info!(shard = %config.shard, store = archive.store.url(), server = %endpoint.address, "the agent runs");
+    let snapshots = Snapshots {
+        archive,
+        endpoint,
+        settings: snapshot_settings(config),
+        wanted: shipper.snapshot_wanted.clone(),
+        status: shipper.status.subscribe(),
+    };
+    let shipping = tokio::spawn({
+        let (shipper, stop) = (shipper.clone(), stop.clone());
+        async move { shipper.run(stop).await }
+    });
+    let snapshotting = tokio::spawn(async move { snapshots.run().await });
+    wait_for_signal().await?;
+    info!("stopping");
+    stop_sender.send_replace(true);
+    // A snapshot that is under way is given up: its record stays `started`, and the next start ends it.
+    snapshotting.abort();
+    match timeout(STOP_PATIENCE, shipping).await {
+        Ok(joined) => joined.context("the shipping task died"),
+        Err(_) => bail!(
+            "shipping did not stop within {} s; nothing is lost by that",
+            STOP_PATIENCE.as_secs()
+        ),
+    }
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+/// Takes the snapshots that are asked for in the bucket, and the first one of every root timeline.
+struct Snapshots {
+    archive: Archive,
+    endpoint: Endpoint,
+    settings: take::Settings,
+    wanted: Arc<Notify>,
+    status: watch::Receiver<Status>,
+}
+
+impl Snapshots {
+    async fn run(self) {
+        let mut looks = interval(request::POLL_INTERVAL);
+        let (mut seen, mut swept) = (None, false);
+        loop {
+            let first_of_root = tokio::select! {
+                () = self.wanted.notified() => true,
+                _ = looks.tick() => false,
+            };
+            if !self.status.borrow().primary {
+                continue;
+            }
+            let done = async {
+                if !swept {
+                    self.sweep().await?;
+                    swept = true;
+                }
+                if first_of_root {
+                    self.first_of_root().await
+                } else {
+                    self.requested(&mut seen).await
+                }
+            };
+            if let Err(e) = done.await {
+                error!("snapshots: {}", render(&e));
+            }
+        }
+    }
+
+    async fn sweep(&self) -> anyhow::Result<()> {
+        let mut session = Session::connect(&self.endpoint).await?;
+        let server_uuid = session.variables().await?.server_uuid()?;
+        take::sweep(&self.archive, &self.settings, server_uuid).await
+    }
+
+    /// A root inherits nothing, so that it is recoverable only from a snapshot of its own on.
+    async fn first_of_root(&self) -> anyhow::Result<()> {
+        let timelines = self.archive.timelines().await?;
+        let Some(tip) = crate::archive::path::tip(&timelines) else {
+            return Ok(());
+        };
+        let has_one = self
+            .archive
+            .snapshots()
+            .await?
+            .iter()
+            .any(|s| s.timeline == tip.id && s.state == SnapshotState::Complete);
+        if has_one {
+            return Ok(());
+        }
+        self.take(&take::new_id()).await
+    }
+
+    async fn requested(&self, seen: &mut Option<String>) -> anyhow::Result<()> {
+        for id in request::open_requests(&self.archive, seen.as_deref()).await? {
+            self.take(&id).await?;
+            *seen = Some(id);
+        }
+        Ok(())
+    }
+
+    async fn take(&self, id: &str) -> anyhow::Result<()> {
+        take::take(&self.archive, &self.endpoint, &self.settings, id, &Progress::new(true))
+            .await
+            .map(|_| ())
+    }
+}

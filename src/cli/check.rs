@@ -1,0 +1,119 @@
+//! `mysql-pitr check`
+
+use anyhow::bail;
+
+use crate::{
+    agent,
+    archive::listing::Archive,
+    config::Config,
+    mysql::{
+        preflight::{self, Check, Verdict},
+        query::Session,
+    },
+    store::probe,
+    support::{hint::render, progress::human_bytes},
+};
+
+use super::output;
+
+/// See whether this node is fit to be shipped from: one line per question, with what to do
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The state file is small; a disk with less than this is about to be full.
+const STATE_FREE_BYTES_MIN: u64 = 64 << 20;
+
+pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
+    let mut checks = server(config).await;
+    checks.extend(store(config).await);
+    checks.push(disk(config));
+    if args.json {
+        output::json(&checks)?;
+    } else {
+        checks.iter().for_each(print);
+    }
+    match checks.iter().filter(|c| c.verdict == Verdict::Failed).count() {
+        0 => Ok(()),
+        failed => bail!("{failed} of {} checks failed", checks.len()),
+    }
+}
+
+async fn server(config: &Config) -> Vec<Check> {
+    let looked = async {
+        let mut session = Session::connect(&config.endpoint()?).await?;
+        let mut checks = vec![Check::ok(
+            "server",
+            format!("version {}", session.variables().await?.version()),
+        )];
+        checks.extend(preflight::server(&mut session).await?);
+        checks.extend(preflight::clone_plugin(&mut session, &config.snapshot.staging_dir).await?);
+        anyhow::Ok(checks)
+    };
+    looked.await.unwrap_or_else(|e| {
+        vec![Check::failed(
+            "server",
+            render(&e),
+            "everything else about the server is unknown until it answers",
+        )]
+    })
+}
+
+async fn store(config: &Config) -> Vec<Check> {
+    const REACHABLE: &str = "store";
+    const CONDITIONAL: &str = "conditional PUT";
+    let looked = async {
+        let Archive { store, shard } = agent::archive(config).await?;
+        let honoured = probe::conditional_put(&store, &shard.to_string()).await?;
+        anyhow::Ok((store.url().to_owned(), honoured))
+    };
+    match looked.await {
+        Err(e) => vec![Check::failed(
+            REACHABLE,
+            render(&e),
+            "set [store] url to a store that this node may write",
+        )],
+        Ok((url, true)) => vec![Check::ok(REACHABLE, url), Check::ok(CONDITIONAL, "honoured")],
+        Ok((url, false)) => vec![
+            Check::ok(REACHABLE, url),
+            Check::failed(
+                CONDITIONAL,
+                "two writers both created one object",
+                "use a store that honours If-None-Match: two primaries could claim one timeline",
+            ),
+        ],
+    }
+}
+
+fn disk(config: &Config) -> Check {
+    const NAME: &str = "state disk";
+    let folder = config.state_path.parent().unwrap_or(std::path::Path::new("/"));
+    match preflight::free_bytes(folder) {
+        Err(e) => Check::failed(
+            NAME,
+            format!("{}: {e:#}", folder.display()),
+            "create the folder, owned by the user that runs mysql-pitr",
+        ),
+        Ok(free) if free < STATE_FREE_BYTES_MIN => Check::warning(
+            NAME,
+            format!("{} free in {}", human_bytes(free), folder.display()),
+            "free some space",
+        ),
+        Ok(free) => Check::ok(NAME, format!("{} free in {}", human_bytes(free), folder.display())),
+    }
+}
+
+fn print(check: &Check) {
+    let verdict = match check.verdict {
+        Verdict::Ok => "OK",
+        Verdict::Warning => "WARNING",
+        Verdict::Failed => "FAILED",
+    };
+    println!("{verdict:<8} {:<20} {}", check.name, check.detail);
+    if let Some(hint) = &check.hint {
+        println!("{:<29} → {hint}", "");
+    }
+}

@@ -1,0 +1,174 @@
+//! `mysql-pitr list`
+
+use serde::Serialize;
+
+use crate::{
+    agent,
+    archive::{
+        listing::{Form, StoredBinlog, covered_end},
+        path::Path,
+        records::{Snapshot, SnapshotState, Timeline},
+    },
+    config::Config,
+    recover::{plan::plan, target::Target},
+    support::{clock, hint::render, progress::human_bytes},
+};
+
+use super::output;
+
+/// Show what is archived: timelines, snapshots, binlogs, and the recoverable window
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Listing {
+    shard: String,
+    store: String,
+    window: Window,
+    timelines: Vec<Timeline>,
+    snapshots: Vec<Snapshot>,
+    binlogs: Vec<Binlog>,
+}
+
+/// Between which moments recovery is possible, gaps apart.
+#[derive(Debug, Serialize)]
+struct Window {
+    from: Option<String>,
+    until: Option<String>,
+    /// Why the newest moment cannot be recovered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Binlog {
+    name: String,
+    server_uuid: uuid::Uuid,
+    timeline: u32,
+    on_path: bool,
+    sealed: bool,
+    bytes: u64,
+    stored_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transactions: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_commit: Option<String>,
+}
+
+pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
+    let archive = agent::archive(config).await?;
+    let timelines = archive.timelines().await?;
+    let snapshots = archive.snapshots().await?;
+    let path = Path::find(&timelines, None).ok();
+    let mut binlogs = archive.binlogs().await?;
+    binlogs.sort_by_key(|b| (b.opening.timeline, b.order()));
+    let until = plan(&archive, None, &Target::Latest).await;
+    let serving = |s: &&Snapshot| {
+        s.state == SnapshotState::Complete
+            && path.as_ref().is_some_and(|p| {
+                s.gtids_after
+                    .as_ref()
+                    .is_some_and(|g| p.inherited(s.timeline).is_some_and(|i| i.covers(g)))
+            })
+    };
+    let window = Window {
+        from: snapshots
+            .iter()
+            .filter(serving)
+            .filter_map(|s| s.finished_at_us)
+            .min()
+            .map(clock::format_utc),
+        until: until
+            .as_ref()
+            .ok()
+            .and_then(|p| p.last.as_ref())
+            .map(|stop| clock::format_utc(stop.commit_us)),
+        problem: until.as_ref().err().map(render),
+    };
+    let binlogs = binlogs.iter().map(|b| describe(b, path.as_ref())).collect();
+    let listing = Listing {
+        shard: config.shard.to_string(),
+        store: archive.store.url().to_owned(),
+        window,
+        timelines,
+        snapshots,
+        binlogs,
+    };
+    if args.json {
+        output::json(&listing)
+    } else {
+        Ok(print(&listing))
+    }
+}
+
+fn describe(b: &StoredBinlog, path: Option<&Path>) -> Binlog {
+    let (bytes, transactions, last) = match &b.form {
+        Form::Sealed(m) => (m.bytes, Some(m.transactions), m.commit_us_max),
+        Form::Tail(segments) => (covered_end(segments), None, None),
+    };
+    Binlog {
+        name: b.place().name.clone(),
+        server_uuid: b.place().server_uuid,
+        timeline: b.opening.timeline,
+        on_path: path.is_some_and(|p| p.inherited(b.opening.timeline).is_some()),
+        sealed: b.gtids().is_some(),
+        bytes,
+        stored_bytes: b.stored_bytes(),
+        transactions,
+        last_commit: last.map(clock::format_utc),
+    }
+}
+
+fn print(l: &Listing) {
+    println!("shard {} in {}", l.shard, l.store);
+    match (&l.window.from, &l.window.until) {
+        (Some(from), Some(until)) => println!("recoverable from {from} until {until}"),
+        _ => println!("nothing is recoverable yet"),
+    }
+    if let Some(problem) = &l.window.problem {
+        println!("  {problem}");
+    }
+    println!("\ntimelines");
+    for t in &l.timelines {
+        let parent = t.parent.map_or("root".to_owned(), |p| format!("child of {p}"));
+        let adopted = if t.adopted { "" } else { ", NOT ADOPTED: off the path" };
+        println!(
+            "  {:>3}  {parent}, server {}, {:?}, since {}{adopted}",
+            t.id,
+            t.server_uuid,
+            t.reason,
+            clock::format_utc(t.claimed_at_us)
+        );
+    }
+    println!("\nsnapshots");
+    for s in &l.snapshots {
+        let state = match s.state {
+            SnapshotState::Complete => format!(
+                "{} of data, {} stored",
+                human_bytes(s.data_bytes),
+                human_bytes(s.stored_bytes)
+            ),
+            SnapshotState::Started => "being taken".to_owned(),
+            SnapshotState::Failed => format!("FAILED: {}", s.failure.as_deref().unwrap_or_default()),
+        };
+        println!("  {}  timeline {}, {state}", s.id, s.timeline);
+    }
+    println!("\nbinlogs");
+    for b in &l.binlogs {
+        let form = if b.sealed { "sealed  " } else { "segments" };
+        let off = if b.on_path { "" } else { ", off the path" };
+        let holds = b.transactions.map_or(String::new(), |n| format!(", {n} transactions"));
+        println!(
+            "  {}  {form}  timeline {}, server {}, {}, {} stored{holds}{off}",
+            b.name,
+            b.timeline,
+            b.server_uuid,
+            human_bytes(b.bytes),
+            human_bytes(b.stored_bytes)
+        );
+    }
+}

@@ -1,0 +1,64 @@
+//! The command line: one file per command.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+mod agent;
+mod check;
+mod generate;
+mod list;
+mod output;
+mod recover;
+mod search;
+mod snapshot;
+
+const CONFIG_DEFAULT: &str = "/etc/mysql-pitr/mysql-pitr.toml";
+
+/// Ships MySQL binlogs and snapshots to an object store, and recovers a server at any chosen microsecond.
+#[derive(Debug, Parser)]
+#[command(name = "mysql-pitr", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// The configuration file.
+    #[arg(long, short, global = true, default_value = CONFIG_DEFAULT, env = "MYSQL_PITR_CONFIG")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  mysql-pitr check                                       is this node fit to be shipped from?
+  mysql-pitr agent                                       ship, until stopped
+  mysql-pitr snapshot                                    take a snapshot now
+  mysql-pitr list                                        what is archived, and what is recoverable
+  mysql-pitr search --statement 'drop table'             find a transaction
+  mysql-pitr recover --target-time 2026-11-21T10:14:03.120Z --target-dir /var/lib/mysql";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Agent(agent::Args),
+    Snapshot(snapshot::Args),
+    Recover(recover::Args),
+    List(list::Args),
+    Check(check::Args),
+    Search(search::Args),
+    Completions(generate::CompletionsArgs),
+    Man(generate::ManArgs),
+}
+
+impl Cli {
+    pub async fn run(self) -> anyhow::Result<()> {
+        let config = || crate::config::Config::load(&self.config);
+        match &self.command {
+            Command::Agent(args) => agent::run(args, &config()?).await,
+            Command::Snapshot(args) => snapshot::run(args, &config()?).await,
+            Command::Recover(args) => recover::run(args, &config()?).await,
+            Command::List(args) => list::run(args, &config()?).await,
+            Command::Check(args) => check::run(args, &config()?).await,
+            Command::Search(args) => search::run(args, &config()?).await,
+            Command::Completions(args) => generate::completions(args),
+            Command::Man(args) => generate::man(args),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! `mysql-pitr snapshot`
+
+use crate::{
+    agent,
+    archive::{listing::Archive, records::Snapshot},
+    config::Config,
+    mysql::query::Session,
+    ship::{catalog::StateLock, settle_server},
+    snapshot::{request, take},
+    support::progress::{Progress, human_bytes},
+};
+
+use super::output;
+
+/// Take a snapshot now: by the agent that runs on this node, or alone where none runs
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only ask for it: print its name and do not wait.
+    #[arg(long)]
+    no_wait: bool,
+    /// Print the snapshot's record as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
+    let archive = agent::archive(config).await?;
+    let progress = Progress::new(args.json);
+    let snapshot = match StateLock::try_take(&config.state_path)? {
+        Some(_lock) if !args.no_wait => alone(&archive, config, &progress).await?,
+        _ => {
+            let id = request::ask(&archive).await?;
+            if args.no_wait {
+                println!("{id}");
+                return Ok(());
+            }
+            request::wait(&archive, &id, &progress).await?
+        }
+    };
+    drop(progress);
+    if args.json {
+        return output::json(&snapshot);
+    }
+    let (data, stored) = (human_bytes(snapshot.data_bytes), human_bytes(snapshot.stored_bytes));
+    println!("snapshot {} is complete: {data} of data, {stored} stored", snapshot.id);
+    Ok(())
+}
+
+async fn alone(archive: &Archive, config: &Config, progress: &Progress) -> anyhow::Result<Snapshot> {
+    let (endpoint, settings) = (config.endpoint()?, agent::snapshot_settings(config));
+    let mut session = Session::connect(&endpoint).await?;
+    let timeline = settle_server(archive, &mut session).await?;
+    session.close().await;
+    take::sweep(archive, &settings, timeline.server_uuid).await?;
+    take::take(archive, &endpoint, &settings, &take::new_id(), progress).await
+}
