@@ -46,7 +46,6 @@ pub enum Purpose {
 pub struct Instance {
     server: Mysqld,
     pub session: Session,
-    pub endpoint: Endpoint,
 }
 
 impl Instance {
@@ -78,11 +77,7 @@ impl Instance {
         let removed = std::fs::remove_file(&init_file);
         let session = ready?;
         removed.with_context(|| format!("cannot remove {}", init_file.display()))?;
-        Ok(Instance {
-            server,
-            session,
-            endpoint,
-        })
+        Ok(Instance { server, session })
     }
 
     pub fn ensure_running(&mut self) -> anyhow::Result<()> {

@@ -104,19 +104,21 @@ async fn fail_on_replica_error(instance: &mut Instance) -> anyhow::Result<()> {
     let sql = "SELECT last_error_number, last_error_message, applying_transaction FROM performance_schema.replication_applier_status_by_worker \
                WHERE last_error_number <> 0 \
                UNION ALL SELECT last_error_number, last_error_message, '' FROM performance_schema.replication_applier_status_by_coordinator \
-               WHERE last_error_number <> 0 \
-               UNION ALL SELECT last_error_number, last_error_message, '' FROM performance_schema.replication_connection_status \
-               WHERE last_error_number <> 0 AND service_state = 'OFF'";
+               WHERE last_error_number <> 0";
     let rows: Vec<(u32, String, String)> = instance.session.rows(sql).await?;
+    if let Some((number, message, transaction)) = rows.into_iter().next() {
+        let e = anyhow!("the server could not apply transaction {transaction}: {message} (error {number})");
+        return Err(with_hint(
+            e,
+            "recover to the moment before it, and look at what it does with `mysql-pitr search`",
+        ));
+    }
+    let sql = "SELECT last_error_number, last_error_message FROM performance_schema.replication_connection_status \
+               WHERE last_error_number <> 0 AND service_state = 'OFF'";
+    let rows: Vec<(u32, String)> = instance.session.rows(sql).await?;
     match rows.into_iter().next() {
         None => Ok(()),
-        Some((number, message, transaction)) => {
-            let e = anyhow!("the server could not apply transaction {transaction}: {message} (error {number})");
-            Err(with_hint(
-                e,
-                "recover to the moment before it, and look at what it does with `mysql-pitr search`",
-            ))
-        }
+        Some((number, message)) => bail!("the server could not read the archive from this process: {message} (error {number})"),
     }
 }
 
