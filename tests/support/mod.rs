@@ -3,3 +3,6 @@
 #![allow(dead_code)]
 
 pub mod moto;
+pub mod mysql;
+pub mod node;
+pub mod truth;

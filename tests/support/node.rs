@@ -1,0 +1,269 @@
+//! A node as a DBA has it: a server, a configuration, an agent, and the command line.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use mysql_pitr::{
+    archive::{listing::Archive, path, path::Path as TimelinePath},
+    binlog::gtid::GtidSet,
+    recover::target::{Target, path_binlogs, resolve},
+    store::filesystem::FilesystemStore,
+};
+use nix::{sys::signal::Signal, unistd::Pid};
+use tempfile::TempDir;
+use tokio::{
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
+
+use super::mysql::{PASSWORD, Server, mysqld};
+
+pub const SHARD: &str = "test-shard";
+/// For anything that a healthy agent does within a second or two.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Folders and a configuration around an archive in a folder.
+pub struct Node {
+    pub dir: TempDir,
+    pub config: PathBuf,
+    pub archive_dir: PathBuf,
+}
+
+impl Node {
+    /// For `server`, with an archive of its own. `extra`: further lines of TOML, sections included.
+    pub fn new(server: &Server, extra: &str) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let archive_dir = dir.path().join("archive");
+        fs::create_dir(&archive_dir).unwrap();
+        Node::with_archive(server, dir, archive_dir, extra)
+    }
+
+    /// For another server of the same shard.
+    pub fn beside(&self, server: &Server) -> Node {
+        Node::with_archive(server, tempfile::tempdir().unwrap(), self.archive_dir.clone(), "")
+    }
+
+    fn with_archive(server: &Server, dir: TempDir, archive_dir: PathBuf, extra: &str) -> Node {
+        let (root, staging) = (dir.path(), dir.path().join("staging"));
+        fs::create_dir(&staging).unwrap();
+        fs::write(root.join("password"), PASSWORD).unwrap();
+        let config = root.join("mysql-pitr.toml");
+        let text = format!(
+            "shard = \"{SHARD}\"\n\
+             [mysql]\nsocket = \"{}\"\nuser = \"mysql_pitr\"\npassword_file = \"{}\"\n\
+             [store]\nurl = \"file://{}\"\n\
+             [snapshot]\nstaging_dir = \"{}\"\n\
+             [recover]\nmysqld = \"{}\"\n\
+             [state]\npath = \"{}\"\n{}",
+            server.socket.display(),
+            root.join("password").display(),
+            archive_dir.display(),
+            staging.display(),
+            mysqld().display(),
+            root.join("state.db").display(),
+            if extra.contains("[ship]") {
+                extra.to_owned()
+            } else {
+                format!("[ship]\nflush_interval = \"100ms\"\n{extra}")
+            },
+        );
+        fs::write(&config, text).unwrap();
+        Node {
+            config,
+            archive_dir,
+            dir,
+        }
+    }
+
+    pub fn state_path(&self) -> PathBuf {
+        self.dir.path().join("state.db")
+    }
+
+    /// Starts `mysql-pitr agent`.
+    pub fn agent(&self) -> Agent {
+        let log = self.dir.path().join("agent.log");
+        let file = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let child = self
+            .command(&["agent"])
+            .stderr(file)
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Agent { child, log }
+    }
+
+    /// Runs a command to its end.
+    pub async fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().await.unwrap()
+    }
+
+    /// Runs a command that must succeed, and returns its standard output.
+    pub async fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments).await;
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert!(output.status.success(), "mysql-pitr {arguments:?} failed: {err}\n{out}");
+        out.into_owned()
+    }
+
+    /// Runs a command that must fail, and returns what it says.
+    pub async fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments).await;
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert!(!output.status.success(), "mysql-pitr {arguments:?} should have failed: {out}");
+        err.into_owned()
+    }
+
+    pub async fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        let out = self.ok(&[arguments, &["--json"]].concat()).await;
+        serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mysql-pitr"));
+        command.arg("--config").arg(&self.config).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    pub fn archive(&self) -> Archive {
+        let store = Arc::new(FilesystemStore::open(&self.archive_dir).unwrap());
+        Archive {
+            store,
+            shard: SHARD.to_owned().try_into().unwrap(),
+        }
+    }
+
+    /// What the archive's current path holds.
+    pub async fn archived_gtids(&self) -> anyhow::Result<GtidSet> {
+        let archive = self.archive();
+        let timelines = archive.timelines().await?;
+        if path::tip(&timelines).is_none() {
+            return Ok(GtidSet::new());
+        }
+        let path = TimelinePath::find(&timelines, None)?;
+        let binlogs = path_binlogs(&path, archive.binlogs().await?);
+        Ok(resolve(&archive, &path, &binlogs, &Target::Latest).await?.gtids)
+    }
+
+    /// Waits until everything that `server` has executed is in the archive.
+    pub async fn wait_shipped(&self, server: &Server) {
+        let wanted = server.gtid_executed().await;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let has = self.archived_gtids().await;
+            if has.as_ref().is_ok_and(|has| wanted.is_subset(has)) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "not shipped within {PATIENCE:?}: wanted {wanted}, archived {has:?}"
+            );
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Waits until the archive has `count` complete snapshots.
+    pub async fn wait_snapshots(&self, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let snapshots = self.archive().snapshots().await.unwrap();
+            let complete = snapshots.iter().filter(|s| s.gtids_after.is_some()).count();
+            if complete >= count {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{complete} of {count} snapshots within {PATIENCE:?}: {snapshots:?}"
+            );
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Waits until the archive has `count` sealed binlogs.
+    pub async fn wait_sealed(&self, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let sealed = self
+                .archive()
+                .binlogs()
+                .await
+                .unwrap()
+                .iter()
+                .filter(|b| b.gtids().is_some())
+                .count();
+            if sealed >= count {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{sealed} of {count} sealed binlogs within {PATIENCE:?}"
+            );
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// A folder name for a recovery, in this node's folder.
+    pub fn target(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `recover` with `arguments` into a new folder, and a server on it.
+    pub async fn recover(&self, name: &str, arguments: &[&str]) -> (Server, serde_json::Value) {
+        let target = self.target(name);
+        let report = self
+            .json(&[&["recover", "--target-dir", path_text(&target)], arguments].concat())
+            .await;
+        (Server::start_on(&target, &["--server-id=2"]).await, report)
+    }
+}
+
+pub fn path_text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A running agent. Dropped, it is killed.
+pub struct Agent {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Agent {
+    /// SIGTERM, and its end.
+    pub async fn stop(mut self) {
+        let pid = Pid::from_raw(self.child.id().expect("the agent runs").cast_signed());
+        nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+        let status = timeout(PATIENCE, self.child.wait()).await.expect("the agent stops").unwrap();
+        assert!(status.success(), "the agent ended with {status}:\n{}", self.log());
+    }
+
+    /// kill -9.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// An agent that did what it should says nothing that a human must look at.
+    pub fn assert_quiet(&self) {
+        let log = self.log();
+        let loud: Vec<&str> = log
+            .lines()
+            .filter(|l| l.contains(" WARN ") || l.contains(" ERROR "))
+            .collect();
+        assert!(loud.is_empty(), "the agent's log:\n{}", loud.join("\n"));
+    }
+}
