@@ -4,5 +4,7 @@ pub mod codec;
 pub mod keys;
 pub mod listing;
 pub mod path;
+#[cfg(test)]
+mod path_model;
 pub mod reader;
 pub mod records;

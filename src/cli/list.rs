@@ -99,10 +99,10 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         binlogs,
     };
     if args.json {
-        output::json(&listing)
-    } else {
-        Ok(print(&listing))
+        return output::json(&listing);
     }
+    print(&listing);
+    Ok(())
 }
 
 fn describe(b: &StoredBinlog, path: Option<&Path>) -> Binlog {

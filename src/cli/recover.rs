@@ -77,10 +77,10 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let recovered = recover(&archive, &plan, &settings, &progress, began).await?;
     drop(progress);
     if args.json {
-        output::json(&recovered)
-    } else {
-        Ok(print(&recovered))
+        return output::json(&recovered);
     }
+    print(&recovered);
+    Ok(())
 }
 
 fn print(r: &Recovered) {

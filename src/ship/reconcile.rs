@@ -103,17 +103,22 @@ async fn holds_what_was_shipped(
     server_uuid: Uuid,
     timeline: u32,
 ) -> anyhow::Result<bool> {
-    let shipped = archive.binlogs_where(|place| place.server_uuid == server_uuid).await?;
+    let mut shipped = archive.binlogs_where(|place| place.server_uuid == server_uuid).await?;
+    shipped.retain(|b| b.opening.timeline == timeline);
+    let mut snapshots = archive.snapshots().await?;
+    snapshots.retain(|s| s.timeline == timeline);
     let mut gtids = GtidSet::new();
-    for binlog in shipped.iter().filter(|b| b.opening.timeline == timeline) {
+    for binlog in &shipped {
         gtids.add(&binlog.opening.held_before);
         gtids.add(binlog.gtids().unwrap_or(&GtidSet::new()));
     }
+    snapshots.iter().for_each(|s| gtids.add(&s.gtids_before));
     let missing = gtids.subtract(&session.gtid_executed().await?);
     if !missing.is_empty() {
         warn!(%missing, "the server lacks transactions that were shipped from it: its history was replaced");
     }
-    // A tail's transactions are not known without reading it; that the first binlog begins anew is known.
-    let begins_anew = shipped.iter().any(|b| b.opening.timeline == timeline) && session.gtid_purged().await?.is_empty();
+    // GTIDs are reused after a RESET, and a tail's transactions are not known without reading it. But nothing was purged,
+    // so the server's first binlog would have been met, had it been there when something of this timeline was stored.
+    let begins_anew = !(shipped.is_empty() && gtids.is_empty()) && session.gtid_purged().await?.is_empty();
     Ok(missing.is_empty() && !begins_anew)
 }
