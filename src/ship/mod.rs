@@ -11,8 +11,10 @@ mod cutter;
 mod lineage;
 mod puts;
 mod reconcile;
+mod round;
 mod seal;
 mod shipper;
 mod tail;
 
-pub use shipper::{Settings, Shipper, Status, settle_server};
+pub use round::{Settings, Status};
+pub use shipper::{Shipper, settle_server};

@@ -29,8 +29,8 @@ use super::{
     beginning::Identity,
     cutter::{Action, Cutter},
     puts::{finish_once, put_once},
+    round::{Round, Status, stopped},
     seal::{ToSeal, seal},
-    shipper::{Round, Status, stopped},
 };
 
 /// Segments being stored at a time; more hide the store's latency, and each holds a segment in memory.
