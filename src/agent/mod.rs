@@ -9,9 +9,14 @@ use tokio::{
     time::{interval, timeout},
 };
 use tracing::{error, info, warn};
+use uuid::Uuid;
 
 use crate::{
-    archive::{listing::Archive, records::SnapshotState},
+    archive::{
+        listing::Archive,
+        path,
+        records::{Snapshot, SnapshotState},
+    },
     config::Config,
     mysql::{endpoint::Endpoint, query::Session},
     ship::{
@@ -148,24 +153,22 @@ impl Snapshots {
     }
 
     async fn sweep(&self) -> anyhow::Result<()> {
-        let mut session = Session::connect(&self.endpoint).await?;
-        let server_uuid = session.variables().await?.server_uuid()?;
-        take::sweep(&self.archive, &self.settings, server_uuid).await
+        take::sweep(&self.archive, &self.settings, self.server_uuid().await?).await
+    }
+
+    async fn server_uuid(&self) -> anyhow::Result<Uuid> {
+        Session::connect(&self.endpoint).await?.variables().await?.server_uuid()
     }
 
     /// A root inherits nothing, so that it is recoverable only from a snapshot of its own on.
     async fn first_of_root(&self) -> anyhow::Result<()> {
         let timelines = self.archive.timelines().await?;
-        let Some(tip) = crate::archive::path::tip(&timelines) else {
+        let server_uuid = self.server_uuid().await?;
+        let Some(tip) = path::tip(&timelines).filter(|tip| tip.server_uuid == server_uuid) else {
             return Ok(());
         };
-        let has_one = self
-            .archive
-            .snapshots()
-            .await?
-            .iter()
-            .any(|s| s.timeline == tip.id && s.state == SnapshotState::Complete);
-        if has_one {
+        let is_its_own = |s: &Snapshot| s.timeline == tip.id && s.state == SnapshotState::Complete;
+        if self.archive.snapshots().await?.iter().any(is_its_own) {
             return Ok(());
         }
         self.take(&take::new_id()).await

@@ -1,6 +1,6 @@
 //! The archive's records, as they lie in the bucket now.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -177,35 +177,45 @@ impl Archive {
         Ok(tails)
     }
 
-    /// The binlogs whose place is `wanted`, sealed or not.
-    pub async fn binlogs_where(&self, wanted: impl Fn(&BinlogPlace) -> bool) -> anyhow::Result<Vec<StoredBinlog>> {
-        let is_wanted = |key: &str| keys::parse_manifest_key(key).is_some_and(|place| wanted(&place));
-        let manifests: Vec<Manifest> = self
-            .records(self.keys(&keys::sealed_prefix(&self.shard), is_wanted).await?)
-            .await?;
-        let sealed: HashSet<BinlogPlace> = manifests.iter().map(|m| m.opening.place.clone()).collect();
+    /// Where the manifests of the sealed binlogs lie; read off the keys.
+    pub async fn sealed_index(&self) -> anyhow::Result<BTreeMap<BinlogPlace, String>> {
+        let objects = self.store.list(&keys::sealed_prefix(&self.shard), None).await?;
+        Ok(objects
+            .into_iter()
+            .filter_map(|o| Some((keys::parse_manifest_key(&o.key)?, o.key)))
+            .collect())
+    }
+
+    /// The sealed binlogs behind manifests of [`Archive::sealed_index`].
+    pub async fn sealed(&self, manifest_keys: impl Iterator<Item = &String>) -> anyhow::Result<Vec<StoredBinlog>> {
+        let manifests: Vec<Manifest> = self.records(manifest_keys.cloned().collect()).await?;
+        let stored = |m: Manifest| StoredBinlog {
+            opening: m.opening.clone(),
+            form: Form::Sealed(Box::new(m)),
+        };
+        Ok(manifests.into_iter().map(stored).collect())
+    }
+
+    /// The binlogs whose place is `wanted` and that have an opening, by their segments, whether or not they are sealed too.
+    pub async fn tails_where(&self, wanted: impl Fn(&BinlogPlace) -> bool) -> anyhow::Result<Vec<StoredBinlog>> {
         let mut tails = self.tail_objects().await?;
-        tails.retain(|place, (opened, _)| *opened && wanted(place) && !sealed.contains(place));
+        tails.retain(|place, (opened, _)| *opened && wanted(place));
         let openings: Vec<Opening> = self
             .records(tails.keys().map(|p| p.opening_key(&self.shard)).collect())
             .await?;
-        let sealed = manifests.into_iter().map(|m| StoredBinlog {
-            opening: m.opening.clone(),
-            form: Form::Sealed(Box::new(m)),
-        });
-        let tails = openings
-            .into_iter()
-            .zip(tails.into_values())
-            .map(|(opening, (_, s))| StoredBinlog {
-                opening,
-                form: Form::Tail(s),
-            });
-        Ok(sealed.chain(tails).collect())
+        let stored = |(opening, (_, segments))| StoredBinlog {
+            opening,
+            form: Form::Tail(segments),
+        };
+        Ok(openings.into_iter().zip(tails.into_values()).map(stored).collect())
     }
 
     /// Every binlog, sealed or not.
     pub async fn binlogs(&self) -> anyhow::Result<Vec<StoredBinlog>> {
-        self.binlogs_where(|_| true).await
+        let index = self.sealed_index().await?;
+        let mut binlogs = self.sealed(index.values()).await?;
+        binlogs.extend(self.tails_where(|place| !index.contains_key(place)).await?);
+        Ok(binlogs)
     }
 }
 

@@ -141,11 +141,6 @@ impl Dump {
         }
     }
 
-    /// Whether [`Dump::next`] would return without waiting for the network.
-    pub fn has_buffered(&self) -> bool {
-        self.wire.has_buffered()
-    }
-
     async fn complete(&mut self, head: Bytes, mut last: bool) -> Result<Bytes, WireError> {
         let mut event = bytes::BytesMut::from(&head[..]);
         while !last {

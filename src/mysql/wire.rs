@@ -140,11 +140,6 @@ impl Wire {
         Ok(Part { bytes, first, last })
     }
 
-    /// Whether [`Wire::read_part`] would return without waiting.
-    pub fn has_buffered(&self) -> bool {
-        self.inbox.len() >= FRAME_BYTES + FIRST_PART_BYTES_MIN
-    }
-
     async fn fill(&mut self, least: usize) -> Result<(), WireError> {
         while self.inbox.len() < least {
             self.inbox.reserve(READ_BYTES);

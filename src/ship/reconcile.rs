@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use crate::{
     archive::{
+        keys::BinlogPlace,
         listing::{Archive, Form, StoredBinlog, covered_end},
         records::{Ending, Opening},
     },
@@ -32,6 +33,9 @@ pub struct Todo {
     pub binlogs: Vec<Unsealed>,
     /// How the binlog before the first of them ends, if the archive has it.
     pub ending_before: Option<Ending>,
+    /// Label of the newest binlog that was shipped on this timeline, is not sealed, and that the server no longer has: what a
+    /// crash without sync_binlog=1 leaves of a file that was not on disk yet.
+    pub vanished_label_ns: Option<i64>,
     /// The server's history is not the one that was shipped: RESET BINARY LOGS AND GTIDS, or a server put back.
     pub history_was_replaced: bool,
 }
@@ -45,12 +49,19 @@ pub async fn reconcile(
     timeline: u32,
 ) -> anyhow::Result<Todo> {
     let files = session.binary_logs().await?;
-    let stored = archive
-        .binlogs_where(|place| place.server_uuid == server_uuid && files.iter().any(|f| f.name == place.name))
+    let is_on_server = |place: &BinlogPlace| place.server_uuid == server_uuid && files.iter().any(|f| f.name == place.name);
+    let sealed = archive.sealed_index().await?;
+    let mut stored = archive
+        .sealed(sealed.iter().filter(|(place, _)| is_on_server(place)).map(|(_, key)| key))
         .await?;
+    let tails = archive
+        .tails_where(|place| place.server_uuid == server_uuid && !sealed.contains_key(place))
+        .await?;
+    stored.extend(tails.iter().cloned());
     let mut todo = Todo {
         binlogs: Vec::new(),
         ending_before: None,
+        vanished_label_ns: None,
         history_was_replaced: false,
     };
     let mut met_any = false;
@@ -76,6 +87,15 @@ pub async fn reconcile(
         todo.binlogs.push(Unsealed { file, known });
     }
     todo.binlogs.reverse();
+    let is_there = |place: &BinlogPlace| {
+        todo.binlogs
+            .iter()
+            .any(|b| b.known.as_ref().is_some_and(|(o, _)| o.place == *place))
+    };
+    let vanished = tails
+        .iter()
+        .filter(|b| b.opening.timeline == timeline && !is_there(b.place()));
+    todo.vanished_label_ns = vanished.map(|b| b.place().label_ns).max();
     if !met_any {
         todo.history_was_replaced = !holds_what_was_shipped(archive, session, server_uuid, timeline).await?;
     }
@@ -103,8 +123,8 @@ async fn holds_what_was_shipped(
     server_uuid: Uuid,
     timeline: u32,
 ) -> anyhow::Result<bool> {
-    let mut shipped = archive.binlogs_where(|place| place.server_uuid == server_uuid).await?;
-    shipped.retain(|b| b.opening.timeline == timeline);
+    let mut shipped = archive.binlogs().await?;
+    shipped.retain(|b| b.place().server_uuid == server_uuid && b.opening.timeline == timeline);
     let mut snapshots = archive.snapshots().await?;
     snapshots.retain(|s| s.timeline == timeline);
     let mut gtids = GtidSet::new();

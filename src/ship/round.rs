@@ -63,25 +63,22 @@ pub struct Round {
     pub purged: GtidSet,
     /// A binlog that was killed in the middle lies before the next one that is opened.
     pub crashed: bool,
+    /// As in [`super::reconcile::Todo`]: history may have been taken back here, too.
+    pub vanished_label_ns: Option<i64>,
 }
 
 impl Round {
     /// A closed binlog that is not sealed yet.
     pub async fn closed(&mut self, binlog: Unsealed) -> anyhow::Result<()> {
         let Unsealed { file, known } = binlog;
-        if let Some((opening, covered)) = &known
-            && *covered > file.bytes
-        {
-            // What was shipped and then lost in the crash stays in the segments, and no later timeline inherits it.
-            error!(binlog = %file.name, shipped_bytes = covered, bytes = file.bytes, "a crash took back a part of a binlog that was shipped already");
-            self.timeline = self.timeline_of(opening.timeline).await?;
-            self.crashed = true;
-            return Ok(());
-        }
         let opening = match known {
-            Some((opening, _)) => {
-                if opening.timeline != self.timeline.id {
-                    self.timeline = self.timeline_of(opening.timeline).await?;
+            Some((opening, covered)) => {
+                self.resume(&opening).await?;
+                if covered > file.bytes {
+                    // What was lost stays in the segments, and no later timeline inherits it.
+                    error!(binlog = %file.name, shipped_bytes = covered, bytes = file.bytes, "a crash took back a part of a binlog that was shipped already");
+                    self.crashed = true;
+                    return Ok(());
                 }
                 opening
             }
@@ -101,6 +98,16 @@ impl Round {
         Ok(())
     }
 
+    /// Goes on with a binlog that has its place already: whatever lay before it was judged then.
+    pub async fn resume(&mut self, opening: &Opening) -> anyhow::Result<()> {
+        if opening.timeline != self.timeline.id {
+            self.timeline = self.timeline_of(opening.timeline).await?;
+        }
+        self.crashed = false;
+        self.vanished_label_ns = self.vanished_label_ns.filter(|label| *label > opening.place.label_ns);
+        Ok(())
+    }
+
     async fn timeline_of(&self, id: u32) -> anyhow::Result<Timeline> {
         let timelines = self.archive.timelines().await?;
         timelines
@@ -117,7 +124,7 @@ impl Round {
             name: name.to_owned(),
         };
         let mut opening = identity.opening(self.timeline.id, place, &self.purged);
-        if self.crashed {
+        if self.crashed || self.vanished_label_ns.is_some() {
             self.branch_after_crash(&opening.held_before).await?;
             opening.timeline = self.timeline.id;
         }
@@ -145,7 +152,7 @@ impl Round {
             let timelines = self.archive.timelines().await?;
             self.timeline = claim_timeline(&self.archive, &timelines, self.server_uuid, claim).await?;
         }
-        self.crashed = false;
+        (self.crashed, self.vanished_label_ns) = (false, None);
         Ok(())
     }
 }

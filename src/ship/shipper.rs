@@ -101,6 +101,7 @@ impl Shipper {
             timeline,
             purged: session.gtid_purged().await?,
             crashed: todo.ending_before == Some(Ending::Crash),
+            vanished_label_ns: todo.vanished_label_ns.filter(|_| !todo.history_was_replaced),
         };
         session.close().await;
         let live = todo.binlogs.pop().context("the server has no binlog; is log_bin on?")?;
@@ -109,6 +110,9 @@ impl Shipper {
                 () = stopped(stop) => return Ok(()),
                 done = round.closed(closed) => done?,
             }
+        }
+        if let Some((opening, _)) = &live.known {
+            round.resume(opening).await?;
         }
         Tail::new(&mut round, &live.file.name, live.known).follow(stop).await
     }
