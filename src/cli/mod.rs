@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::{Parser, Subcommand};
 
 mod agent;
@@ -51,14 +52,26 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<()> {
         let config = || crate::config::Config::load(&self.config);
         match &self.command {
+            // It has an end of its own for signals.
             Command::Agent(args) => agent::run(args, &config()?).await,
-            Command::Snapshot(args) => snapshot::run(args, &config()?).await,
-            Command::Recover(args) => recover::run(args, &config()?).await,
-            Command::List(args) => list::run(args, &config()?).await,
-            Command::Check(args) => check::run(args, &config()?).await,
-            Command::Search(args) => search::run(args, &config()?).await,
+            Command::Snapshot(args) => until_interrupted(snapshot::run(args, &config()?)).await,
+            Command::Recover(args) => until_interrupted(recover::run(args, &config()?)).await,
+            Command::List(args) => until_interrupted(list::run(args, &config()?)).await,
+            Command::Check(args) => until_interrupted(check::run(args, &config()?)).await,
+            Command::Search(args) => until_interrupted(search::run(args, &config()?)).await,
             Command::Completions(args) => generate::completions(args),
             Command::Man(args) => generate::man(args),
+        }
+    }
+}
+
+/// Drops the command on a signal, and with it whatever it started or staged.
+async fn until_interrupted(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::select! {
+        done = command => done,
+        signal = crate::agent::wait_for_signal() => {
+            signal?;
+            bail!("interrupted")
         }
     }
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use nix::{sys::signal::Signal, unistd::Pid};
+use nix::{
+    sys::{prctl, signal::Signal},
+    unistd::Pid,
+};
 use tokio::{
     process::{Child, Command},
     time::{Instant, sleep, timeout},
@@ -23,7 +26,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const LOG_LINES_SHOWN: usize = 12;
 const LOG_BYTES_READ: usize = 64 * 1024;
 
-/// A running server. Dropped, it is killed.
+/// A running server. Dropped, it is killed; so it is when this process dies without a chance to drop anything.
 #[derive(Debug)]
 pub struct Mysqld {
     child: Child,
@@ -33,13 +36,19 @@ pub struct Mysqld {
 impl Mysqld {
     /// Starts `program` with `arguments`, of which the first may be `--no-defaults` or `--defaults-file`.
     pub fn spawn(program: &Path, arguments: &[String], error_log: &Path) -> anyhow::Result<Mysqld> {
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(arguments)
             .arg(format!("--log-error={}", error_log.display()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .kill_on_drop(true)
+            .kill_on_drop(true);
+        // SAFETY: one async-signal-safe system call between fork and exec.
+        unsafe {
+            command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?));
+        }
+        let child = command
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))
             .hint("set mysqld in the [recover] section to the server's program")?;
