@@ -34,6 +34,7 @@ macro_rules! conformance {
             lists_more_than_a_page,
             what_is_too_large_to_get_can_be_read,
             deleting_is_idempotent,
+            reading_starts_where_it_is_told,
             a_missing_object_is_not_found,
             hostile_keys_are_refused,
         );
@@ -85,7 +86,7 @@ async fn write_in_pieces(upload: &mut Box<dyn Upload>, bytes: &Bytes, piece: usi
 
 async fn read_all(store: &dyn Store, key: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    store.read(key).await.unwrap().read_to_end(&mut bytes).await.unwrap();
+    store.read(key, 0).await.unwrap().read_to_end(&mut bytes).await.unwrap();
     bytes
 }
 
@@ -352,13 +353,22 @@ async fn deleting_is_idempotent(store: SharedStore) {
     assert_eq!(content(&*store, "a/b/c").await, "again");
 }
 
+async fn reading_starts_where_it_is_told(store: SharedStore) {
+    create(&*store, "a", b"0123456789").await;
+    for from in [0, 1, 9] {
+        let mut rest = Vec::new();
+        store.read("a", from).await.unwrap().read_to_end(&mut rest).await.unwrap();
+        assert_eq!(rest, &b"0123456789"[from as usize..]);
+    }
+}
+
 async fn a_missing_object_is_not_found(store: SharedStore) {
     create(&*store, "a/b", b"x").await;
     for key in ["a", "b", "a/c", "a/b/c"] {
         let error = store.get(key).await.unwrap_err();
         assert!(error.is_not_found(), "{error:?}");
         assert_eq!(error.to_string(), format!("there is no object {}/{key}", store.url()));
-        assert!(store.read(key).await.err().unwrap().is_not_found());
+        assert!(store.read(key, 0).await.err().unwrap().is_not_found());
     }
 }
 
@@ -384,7 +394,7 @@ async fn hostile_keys_are_refused(store: SharedStore) {
         refused(store.put(key, Bytes::new(), Put::IfAbsent).await.err());
         refused(store.upload(key).await.err());
         refused(store.get(key).await.err());
-        refused(store.read(key).await.err());
+        refused(store.read(key, 0).await.err());
         refused(store.delete(key).await.err());
     }
     for prefix in ["/", "../", "a//", ".tmp"] {

@@ -3,12 +3,13 @@
 use std::io;
 
 use anyhow::Context;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
-use tokio::{io::AsyncReadExt, sync::mpsc, task::JoinHandle};
+use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
     binlog::splitter::{Piece, SplitError, Splitter},
+    store::reading::Reading,
     support::hint::OrHint,
 };
 
@@ -141,9 +142,9 @@ async fn object(
     mut hash: Option<&mut Sha256>,
     out: &mpsc::Sender<anyhow::Result<Bytes>>,
 ) -> anyhow::Result<u64> {
-    let mut reader = archive.store.read(key).await.hint(REPLICA_HINT)?;
+    let mut reader = Reading::open(&archive.store, key).await.hint(REPLICA_HINT)?;
     let mut decoder = Decoder::new(codec)?;
-    let mut buffer = vec![0; READ_BYTES];
+    let mut buffer = BytesMut::with_capacity(READ_BYTES);
     let (mut total, mut ready) = (0u64, Vec::new());
     let mut take = |decoded: &[u8], ready: &mut Vec<Bytes>| {
         let unwanted = skip.saturating_sub(total).min(decoded.len() as u64) as usize;
@@ -158,9 +159,10 @@ async fn object(
     };
     let broken = || format!("object {}/{key} is damaged or cannot be read to its end", archive.store.url());
     loop {
+        buffer.clear();
         let read = reader.read(&mut buffer).await.with_context(broken).hint(REPLICA_HINT)?;
         // In small steps, so that what a portion expands to is sent before the next one is looked at.
-        for step in buffer[..read].chunks(READ_BYTES / 16) {
+        for step in buffer.chunks(READ_BYTES / 16) {
             decoder
                 .push(step, |b| take(b, &mut ready))
                 .with_context(broken)

@@ -23,7 +23,7 @@ use std::{io, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tokio::{io::AsyncSeekExt, sync::mpsc, task::spawn_blocking, time::timeout};
 
 use super::{
     CALL_TIMEOUT, GET_BYTES_MAX, ObjectMeta, ObjectReader, Put, Store, StoreError, Upload, Version, call_timeout, key,
@@ -114,7 +114,7 @@ impl Store for FilesystemStore {
         .await
     }
 
-    async fn read(&self, key: &str) -> Result<ObjectReader, StoreError> {
+    async fn read(&self, key: &str, from: u64) -> Result<ObjectReader, StoreError> {
         self.check("read", key)?;
         let name = key.to_owned();
         let (file, _) = blocking(&self.folder, format!("read {key}"), 0, move |folder| {
@@ -122,11 +122,16 @@ impl Store for FilesystemStore {
         })
         .await?;
         let object = format!("{}/{key}", self.url());
-        Ok(Box::new(StallGuard::new(
-            tokio::fs::File::from_std(file),
-            object,
-            CALL_TIMEOUT,
-        )))
+        let mut file = tokio::fs::File::from_std(file);
+        if from > 0 {
+            let sought = file.seek(io::SeekFrom::Start(from)).await;
+            sought.map_err(|source| StoreError::Failed {
+                url: self.url().to_owned(),
+                operation: format!("read {key}"),
+                source: Box::new(source),
+            })?;
+        }
+        Ok(Box::new(StallGuard::new(file, object, CALL_TIMEOUT)))
     }
 
     async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<ObjectMeta>, StoreError> {

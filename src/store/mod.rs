@@ -13,6 +13,7 @@ pub mod filesystem;
 mod key;
 mod open;
 pub mod probe;
+pub mod reading;
 #[cfg(feature = "aws")]
 pub mod s3;
 mod stall;
@@ -127,8 +128,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// A whole object of at most [`GET_BYTES_MAX`] bytes.
     async fn get(&self, key: &str) -> Result<(Bytes, Version), StoreError>;
 
-    /// An object of any size, from its first byte.
-    async fn read(&self, key: &str) -> Result<ObjectReader, StoreError>;
+    /// An object of any size, from byte `from` on; beyond its end is an error. [`reading::Reading`] survives broken connections.
+    async fn read(&self, key: &str, from: u64) -> Result<ObjectReader, StoreError>;
 
     /// Every object whose key starts with `prefix` and is greater than `start_after` (bytewise), in bytewise key order.
     async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<ObjectMeta>, StoreError>;

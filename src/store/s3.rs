@@ -200,8 +200,9 @@ impl Bucket {
         Ok(Version(etag))
     }
 
-    async fn get(&self, call: &Call<'_>) -> Result<GetObjectOutput, StoreError> {
+    async fn get(&self, call: &Call<'_>, from: u64) -> Result<GetObjectOutput, StoreError> {
         let request = self.client.get_object().bucket(&self.name).key(self.name_of(call.key));
+        let request = request.set_range((from > 0).then(|| format!("bytes={from}-")));
         request.send().await.map_err(|e| self.error(call, e))
     }
 
@@ -229,7 +230,7 @@ impl Store for S3Store {
     async fn get(&self, key: &str) -> Result<(Bytes, Version), StoreError> {
         self.check("get", key)?;
         let call = Call::read("get", key);
-        let mut object = self.bucket.get(&call).await?;
+        let mut object = self.bucket.get(&call, 0).await?;
         let size_bytes = object.content_length.and_then(|n| u64::try_from(n).ok());
         let size_bytes = size_bytes.ok_or_else(|| self.bucket.failed(&call, "the answer has no length"))?;
         if size_bytes > GET_BYTES_MAX {
@@ -253,9 +254,9 @@ impl Store for S3Store {
         }
     }
 
-    async fn read(&self, key: &str) -> Result<ObjectReader, StoreError> {
+    async fn read(&self, key: &str, from: u64) -> Result<ObjectReader, StoreError> {
         self.check("read", key)?;
-        let object = self.bucket.get(&Call::read("read", key)).await?;
+        let object = self.bucket.get(&Call::read("read", key), from).await?;
         Ok(Box::new(self.bucket.reader(key, object)))
     }
 

@@ -9,11 +9,11 @@ use std::{
 use anyhow::{Context, bail};
 use bytes::{Buf, Bytes};
 use sha2::{Digest, Sha256};
-use tokio::{io::AsyncReadExt, sync::mpsc, task::spawn_blocking};
+use tokio::{sync::mpsc, task::spawn_blocking};
 
 use crate::{
     archive::codec::{Codec, Encoder},
-    store::SharedStore,
+    store::{SharedStore, reading::Reading},
     support::hint::OrHint,
 };
 
@@ -150,7 +150,7 @@ pub async fn unpack(
             store.url()
         )
     };
-    let mut reader = store.read(key).await.hint(HINT)?;
+    let mut reader = Reading::open(store, key).await.hint(HINT)?;
     let (sender, receiver) = mpsc::channel::<Bytes>(PORTIONS_AHEAD);
     let (codec, into) = (Codec::of_key(key), folder.to_owned());
     let unpacking = spawn_blocking(move || {
@@ -166,7 +166,7 @@ pub async fn unpack(
     let (mut hash, mut read_bytes) = (Sha256::new(), 0);
     loop {
         let mut buffer = bytes::BytesMut::with_capacity(PORTION_BYTES);
-        if reader.read_buf(&mut buffer).await.with_context(broken).hint(HINT)? == 0 {
+        if reader.read(&mut buffer).await.with_context(broken).hint(HINT)? == 0 {
             break;
         }
         hash.update(&buffer);

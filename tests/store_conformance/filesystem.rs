@@ -191,7 +191,7 @@ async fn a_disk_that_does_not_answer_ends_in_an_error() {
     assert!(Command::new("mkfifo").arg(folder.path("stuck")).status().unwrap().success());
     let store = folder.open();
     let begun = Instant::now();
-    let error = store.read("stuck").await.err().unwrap();
+    let error = store.read("stuck", 0).await.err().unwrap();
     // Lets the blocked thread go, which the end of the test would wait for.
     File::options().write(true).open(folder.path("stuck")).unwrap();
     assert!(error.is_transient(), "{error:?}");

@@ -195,7 +195,7 @@ async fn a_missing_bucket_is_refused_and_not_an_empty_store() {
     };
     refused(store.put("a", Bytes::new(), Put::IfAbsent).await.err());
     refused(store.get("a").await.err());
-    refused(store.read("a").await.err());
+    refused(store.read("a", 0).await.err());
     refused(store.list("", None).await.err());
     refused(store.delete("a").await.err());
     let mut upload = store.upload("a").await.unwrap();
