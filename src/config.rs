@@ -131,7 +131,7 @@ impl Default for SnapshotSection {
     fn default() -> Self {
         SnapshotSection {
             provider: crate::archive::records::Provider::Clone,
-            staging_dir: "/var/lib/mysql/pitr-staging".into(),
+            staging_dir: "/var/lib/mysql-pitr-staging".into(),
             codec: Codec::Zstd,
             accept_empty: Vec::new(),
         }
@@ -294,5 +294,18 @@ mod tests {
         .unwrap();
         assert_eq!(config.ship.flush_interval, Duration::from_millis(250));
         assert_eq!(config.ship.codec, Codec::Gzip);
+    }
+
+    #[test]
+    fn the_example_is_right_and_shows_the_defaults() {
+        let config = Config::parse(include_str!("../examples/mysql-pitr.toml")).unwrap();
+        let defaults = Config::parse(SMALLEST).unwrap();
+        assert_eq!(config.ship.flush_interval, defaults.ship.flush_interval);
+        assert_eq!(config.ship.segment_bytes, defaults.ship.segment_bytes);
+        assert_eq!(config.ship.codec, defaults.ship.codec);
+        assert_eq!(config.recover.workers, defaults.recover.workers);
+        assert_eq!(config.recover.mysqld, defaults.recover.mysqld);
+        assert_eq!(config.snapshot.staging_dir, defaults.snapshot.staging_dir);
+        assert_eq!(config.state_path, defaults.state_path);
     }
 }

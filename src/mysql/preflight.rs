@@ -288,6 +288,16 @@ async fn staging_dir(session: &mut Session, staging: &Path) -> anyhow::Result<Ch
             "create it, owned by the user that mysqld runs as, readable by mysql-pitr",
         ));
     };
+    if let (Ok(staging), Ok(datadir)) = (staging.canonicalize(), v.datadir().canonicalize())
+        && staging.starts_with(&datadir)
+    {
+        let detail = format!("{shown} lies in the server's datadir, and mysqld refuses to clone into that");
+        return Ok(Check::failed(
+            NAME,
+            detail,
+            "put staging_dir beside the datadir, on the same or another volume",
+        ));
+    }
     let mysqld_may_write = std::fs::metadata(v.datadir()).is_ok_and(|d| d.uid() == meta.uid()) || meta.mode() & 0o002 != 0;
     if !mysqld_may_write {
         return Ok(Check::failed(
