@@ -9,7 +9,7 @@ pub const TAG_BYTES_MAX: usize = 32;
 
 /// A text or a byte string that is no GTID or GTID set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a GTID set: {0}")]
+#[error("unreadable GTIDs: {0}")]
 pub struct GtidError(pub(super) String);
 
 /// The tag of a GTID (MySQL 8.3 and later); empty for plain GTIDs. At most 32 bytes of `[a-z_][a-z0-9_]*`.

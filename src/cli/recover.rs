@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Instant};
 
+use clap::ArgGroup;
+
 use crate::{
     agent,
     binlog::gtid::Gtid,
@@ -14,7 +16,7 @@ use super::output;
 
 /// Make a server's data folder that holds exactly the transactions up to a chosen moment
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group(ArgGroup::new("target").required(true)))]
 pub struct Args {
     /// Stop before the first transaction that was committed after this moment: RFC 3339 with an offset, to the microsecond.
     #[arg(long, value_name = "TIME", value_parser = parse_rfc3339, group = "target")]
