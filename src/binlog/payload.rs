@@ -102,3 +102,78 @@ fn parse_fields(body: &[u8]) -> Option<(u64, &[u8])> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use crate::binlog::{
+        event::MAGIC,
+        splitter::tests::{event, format_description},
+    };
+
+    use super::*;
+
+    /// An event as it lies in a payload: without a checksum.
+    fn inner(event_kind: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = event(event_kind, body);
+        bytes.truncate(bytes.len() - 4);
+        let len = bytes.len() as u32;
+        bytes[9..13].copy_from_slice(&len.to_le_bytes());
+        bytes
+    }
+
+    fn payload(inner: &[u8], compression: u64) -> Vec<u8> {
+        let bytes = if compression == COMPRESSION_ZSTD {
+            zstd::encode_all(inner, 3).unwrap()
+        } else {
+            inner.to_vec()
+        };
+        let mut body = vec![2, 1, compression as u8, 3, 4, 0xfd, 0, 0, 1];
+        if compression > 250 {
+            body = vec![2, 3, 0xfc, compression as u8, 0];
+        }
+        body.push(0);
+        body.extend(bytes);
+        event(kind::TRANSACTION_PAYLOAD, &body)
+    }
+
+    fn unfold(events: &[u8], chunk: usize) -> Result<Vec<(u8, usize)>, SplitError> {
+        let bytes = [&MAGIC[..], &format_description(), events].concat();
+        let (mut splitter, mut unfolder, mut seen) = (Splitter::new(), Unfolder::default(), Vec::new());
+        for part in bytes.chunks(chunk) {
+            splitter.push(part, |piece| {
+                unfolder.piece(piece, |header, body| seen.push((header.kind, body.len())))
+            })?;
+        }
+        Ok(seen)
+    }
+
+    #[test]
+    fn events_inside_are_shown_like_those_outside() {
+        let large = vec![5; 3 << 20];
+        let inside = [
+            inner(kind::QUERY, b"BEGIN"),
+            inner(kind::WRITE_ROWS, &large),
+            inner(kind::XID, &[0; 8]),
+        ]
+        .concat();
+        for compression in [COMPRESSION_ZSTD, COMPRESSION_NONE] {
+            let seen = unfold(&[payload(&inside, compression), event(kind::STOP, &[])].concat(), 300_000).unwrap();
+            let kinds: Vec<u8> = seen.iter().map(|(k, _)| *k).collect();
+            assert_eq!(
+                kinds,
+                [kind::FORMAT_DESCRIPTION, kind::QUERY, kind::WRITE_ROWS, kind::XID, kind::STOP]
+            );
+            assert_eq!(seen[1].1, 5);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(body in prop::collection::vec(any::<u8>(), 0..300), chunk in 1usize..100) {
+            let _ = unfold(&event(kind::TRANSACTION_PAYLOAD, &body), chunk);
+            let _ = unfold(&body, chunk);
+        }
+    }
+}
