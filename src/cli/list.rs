@@ -101,7 +101,8 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     if args.json {
         output::json(&listing)
     } else {
-        Ok(print(&listing))
+        print(&listing);
+        Ok(())
     }
 }
 

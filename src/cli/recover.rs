@@ -79,7 +79,8 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     if args.json {
         output::json(&recovered)
     } else {
-        Ok(print(&recovered))
+        print(&recovered);
+        Ok(())
     }
 }
 
