@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Instant};
 
+use anyhow::bail;
+
 use crate::{
     agent,
     binlog::gtid::Gtid,
@@ -74,7 +76,14 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         workers: section.workers,
         target_dir,
     };
-    let recovered = recover(&archive, &plan, &settings, &progress, began).await?;
+    // Whoever stops the command must not leave its server running: dropping the recovery kills it.
+    let recovered = tokio::select! {
+        recovered = recover(&archive, &plan, &settings, &progress, began) => recovered?,
+        asked = agent::wait_for_signal() => {
+            asked?;
+            bail!("the recovery was interrupted, and {} cannot be used", settings.target_dir.display());
+        }
+    };
     drop(progress);
     if args.json {
         output::json(&recovered)
