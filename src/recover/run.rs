@@ -55,6 +55,9 @@ pub struct Recovered {
     pub bytes_replayed: u64,
     /// XA transactions that are prepared and neither committed nor rolled back, written as `XA COMMIT` takes them.
     pub xa_prepared: Vec<String>,
+    /// Events that do not run: a server disables each event that it is told of by replication, whether or not it ran at the
+    /// source.
+    pub events_disabled: Vec<String>,
     /// From the command's start to a server that is ready to be started.
     pub rto_ms: u64,
     pub phases: Vec<Phase>,
@@ -161,6 +164,7 @@ fn report(plan: &Plan, settings: &Settings, verified: Verified, replayed: &Repla
         transactions_replayed: replayed.transactions,
         bytes_replayed: replayed.bytes,
         xa_prepared: verified.xa_prepared,
+        events_disabled: verified.events_disabled,
         rto_ms: phases.began.elapsed().as_millis() as u64,
         phases: phases.done,
     }
@@ -201,6 +205,7 @@ async fn forget_replication(instance: &mut Instance, plan: &Plan) -> anyhow::Res
 struct Verified {
     server_uuid: Uuid,
     xa_prepared: Vec<String>,
+    events_disabled: Vec<String>,
 }
 
 /// i7: a clean start with the server's own durability, and exactly the planned set.
@@ -214,6 +219,13 @@ async fn verify(settings: &Settings, plan: &Plan, workdir: &Workdir) -> anyhow::
     }
     let server_uuid = instance.session.variables().await?.server_uuid()?;
     let xa_prepared = xa_prepared(&mut instance.session).await?;
+    let events: Vec<(String,)> = instance
+        .session
+        .rows(
+            "SELECT CONCAT('`', event_schema, '`.`', event_name, '`') FROM information_schema.events \
+             WHERE status LIKE '%SIDE_DISABLED' ORDER BY 1",
+        )
+        .await?;
     instance.session.execute("SET GLOBAL super_read_only = OFF").await?;
     instance
         .stop(true)
@@ -222,6 +234,7 @@ async fn verify(settings: &Settings, plan: &Plan, workdir: &Workdir) -> anyhow::
     Ok(Verified {
         server_uuid,
         xa_prepared,
+        events_disabled: events.into_iter().map(|(name,)| name).collect(),
     })
 }
 
