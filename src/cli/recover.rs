@@ -103,5 +103,8 @@ fn print(r: &Recovered) {
     for xa in &r.xa_prepared {
         println!("  XA prepared   {xa}: commit it or roll it back");
     }
+    for event in &r.events_disabled {
+        println!("  disabled      event {event}: the replay disabled it; ALTER EVENT … ENABLE if it shall run");
+    }
     println!("start mysqld on it with your own configuration; its accounts and passwords are those of the recovered moment");
 }
