@@ -184,7 +184,7 @@ impl Snapshots {
     }
 
     async fn take(&self, id: &str) -> anyhow::Result<()> {
-        take::take(&self.archive, &self.endpoint, &self.settings, id, &Progress::new(true))
+        take::take(&self.archive, &self.endpoint, &self.settings, id, &Progress::silent())
             .await
             .map(|_| ())
     }

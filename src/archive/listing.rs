@@ -63,6 +63,25 @@ impl StoredBinlog {
         }
     }
 
+    /// Uncompressed, as far as it can be read.
+    pub fn bytes(&self) -> u64 {
+        match &self.form {
+            Form::Sealed(manifest) => manifest.bytes,
+            Form::Tail(segments) => covered_end(segments),
+        }
+    }
+
+    /// The stored object that holds the byte at `position`; None where nothing does.
+    pub fn key_at(&self, shard: &Shard, position: u64) -> Option<String> {
+        match &self.form {
+            Form::Sealed(manifest) => Some(self.place().sealed_key(shard, manifest.codec)),
+            Form::Tail(segments) => {
+                let holds = |(s, _): &(&Segment, u64)| (s.range.start..s.range.end).contains(&position);
+                cover(segments).into_iter().find(holds).map(|(s, _)| s.key.clone())
+            }
+        }
+    }
+
     /// Bytes in the store.
     pub fn stored_bytes(&self) -> u64 {
         match &self.form {

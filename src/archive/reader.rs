@@ -8,7 +8,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use crate::{
     binlog::splitter::{Piece, SplitError, Splitter},
     store::reading::Reading,
-    support::hint::OrHint,
+    support::hint::{OrHint, with_hint},
 };
 
 use super::{
@@ -77,25 +77,23 @@ pub async fn visit(
             }
             Ok::<(), SplitError>(())
         });
-        damaged(pushed, binlog)?;
+        damaged(pushed, archive, binlog)?;
         if flow == Flow::Enough {
             return Ok(());
         }
     }
-    damaged(splitter.finish(), binlog)
+    damaged(splitter.finish(), archive, binlog)
 }
 
-/// Names the binlog in what is wrong with its events.
-pub fn damaged<T>(result: Result<T, SplitError>, binlog: &StoredBinlog) -> anyhow::Result<T> {
-    result
-        .with_context(|| {
-            format!(
-                "the archived binlog {} (label {}) is damaged",
-                binlog.place(),
-                binlog.place().label_ns
-            )
-        })
-        .hint(REPLICA_HINT)
+/// Names the object and the binlog in what is wrong with its events.
+pub fn damaged<T>(result: Result<T, SplitError>, archive: &Archive, binlog: &StoredBinlog) -> anyhow::Result<T> {
+    result.map_err(|e| {
+        let what = match binlog.key_at(&archive.shard, e.position()) {
+            Some(key) => format!("object {}/{key} (binlog {}) is damaged", archive.store.url(), binlog.place()),
+            None => format!("the archived binlog {} is damaged", binlog.place()),
+        };
+        with_hint(anyhow::Error::from(e).context(what), REPLICA_HINT)
+    })
 }
 
 async fn read(archive: &Archive, binlog: &StoredBinlog, out: &mpsc::Sender<anyhow::Result<Bytes>>) -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 //! The archive's JSON objects. Times are µs since the epoch, UTC; GTID sets are MySQL's own texts.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -90,6 +90,18 @@ pub enum Reason {
     Crash,
     Recovery,
     UnknownServer,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reason::FirstStart => "first start",
+            Reason::Reset => "reset",
+            Reason::Crash => "crash",
+            Reason::Recovery => "recovery",
+            Reason::UnknownServer => "unknown server",
+        })
+    }
 }
 
 /// A snapshot's record; it changes from `Started` to `Complete` or `Failed`, once.

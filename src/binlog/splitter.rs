@@ -28,6 +28,19 @@ pub enum SplitError {
     Torn { position: u64 },
 }
 
+impl SplitError {
+    /// The position that it is about.
+    pub fn position(&self) -> u64 {
+        match self {
+            SplitError::NoMagic | SplitError::NoFormat => 0,
+            SplitError::Length { position, .. }
+            | SplitError::Checksum { position, .. }
+            | SplitError::Event { position, .. }
+            | SplitError::Torn { position } => *position,
+        }
+    }
+}
+
 /// A part of one event; all of it unless it is larger than [`WHOLE_EVENT_BYTES_MAX`].
 #[derive(Debug)]
 pub struct Piece<'a> {

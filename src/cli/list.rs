@@ -126,6 +126,7 @@ fn describe(b: &StoredBinlog, path: Option<&Path>) -> Binlog {
 fn print(l: &Listing) {
     say!("shard {} in {}", l.shard, l.store);
     match (&l.window.from, &l.window.until) {
+        (Some(from), Some(until)) if from > until => say!("recoverable: the state at {until}, nothing was committed since"),
         (Some(from), Some(until)) => say!("recoverable from {from} until {until}"),
         _ => say!("nothing is recoverable yet"),
     }
@@ -137,7 +138,7 @@ fn print(l: &Listing) {
         let parent = t.parent.map_or("root".to_owned(), |p| format!("child of {p}"));
         let adopted = if t.adopted { "" } else { ", NOT ADOPTED: off the path" };
         say!(
-            "  {:>3}  {parent}, server {}, {:?}, since {}{adopted}",
+            "  {:>3}  {parent}, server {}, {}, since {}{adopted}",
             t.id,
             t.server_uuid,
             t.reason,

@@ -17,6 +17,15 @@ pub fn line(text: std::fmt::Arguments<'_>) {
     }
 }
 
+/// `1 transaction`, `2 transactions`.
+pub fn count(number: usize, what: &str) -> String {
+    if number == 1 {
+        format!("1 {what}")
+    } else {
+        format!("{number} {what}s")
+    }
+}
+
 /// As `println!`, through [`line`].
 macro_rules! say {
     ($($text:tt)*) => { $crate::cli::output::line(format_args!($($text)*)) };

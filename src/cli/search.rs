@@ -7,7 +7,7 @@ use crate::{
     support::{clock::parse_rfc3339, progress::Progress},
 };
 
-use super::output::{self, say};
+use super::output::{self, count, say};
 
 /// Find transactions in the archive by what they say, what they touch, or when they were committed
 #[derive(Debug, clap::Args)]
@@ -56,6 +56,6 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
             say!("    rows of {}", f.tables.join(", "));
         }
     }
-    say!("{} transactions found", found.len());
+    say!("{} found", count(found.len(), "transaction"));
     Ok(())
 }

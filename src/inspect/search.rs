@@ -15,7 +15,7 @@ use crate::{
         payload::Unfolder,
         transaction::{Tracker, Transaction},
     },
-    support::{clock, progress::Progress},
+    support::{clock, hint::OrHint, progress::Progress},
 };
 
 /// A statement's text is cut off behind this in what is found.
@@ -49,7 +49,7 @@ pub struct Found {
 
 /// Everything on the current path that matches, in the order of the history.
 pub async fn search(archive: &Archive, question: &Question, progress: &Progress) -> anyhow::Result<Vec<Found>> {
-    let path = Path::find(&archive.timelines().await?, None)?;
+    let path = Path::find(&archive.timelines().await?, None).hint("check shard and [store] url in the configuration")?;
     let mut binlogs: Vec<StoredBinlog> = archive.binlogs().await?;
     binlogs.retain(|b| path.inherited(b.opening.timeline).is_some() && may_match(b, question));
     binlogs.sort_by_key(|b| (b.opening.timeline, b.order()));

@@ -5,7 +5,7 @@
 //! server_id is random: transactions that carry the replica's own would be skipped. Nobody knows the passwords in the
 //! data, so an init file makes an account for us; `finish` drops it.
 
-use std::{path::Path, time::Duration};
+use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use anyhow::Context;
 use rand::Rng;
@@ -17,7 +17,7 @@ use crate::{
         process::Mysqld,
         query::{Session, version_number},
     },
-    support::secret::Secret,
+    support::{durable, hint::OrHint, secret::Secret},
 };
 
 use super::workdir::Workdir;
@@ -31,6 +31,10 @@ const LARGEST_PACKET: &str = "1G";
 const BUFFER_POOL_BYTES_MIN: u64 = 128 << 20;
 /// Of the memory that is available, so that another server on the machine goes on undisturbed.
 const BUFFER_POOL_SHARE: u64 = 4;
+/// The archive may come faster than it is applied: the rest waits in the archive, not on the target's volume. At least twice
+/// the size of one file, or the server could wait for itself.
+pub const RELAY_LOG_BYTES_MAX: u64 = 1 << 30;
+const RELAY_LOG_FILE_BYTES: u64 = 256 << 20;
 /// `SHOW REPLICA STATUS` and the `replica_*` options exist from here on.
 const VERSION_MIN: u32 = 80_026;
 
@@ -59,11 +63,11 @@ impl Instance {
              GRANT ALL ON *.* TO '{ACCOUNT}'@'localhost' WITH GRANT OPTION;\n",
             password.reveal()
         );
-        std::fs::write(&init_file, statements).with_context(|| format!("cannot write {}", init_file.display()))?;
+        durable::write(&init_file, statements.as_bytes()).with_context(|| format!("cannot write {}", init_file.display()))?;
+        std::fs::set_permissions(&init_file, Permissions::from_mode(0o600))?;
         workdir.own(&init_file)?;
-        let socket = workdir.scratch().join("mysqld.sock");
         let endpoint = Endpoint {
-            address: Address::Socket(socket),
+            address: Address::Socket(workdir.socket()),
             user: ACCOUNT.into(),
             password,
             tls: Tls::Disabled,
@@ -95,11 +99,12 @@ impl Instance {
 }
 
 fn arguments(workdir: &Workdir, snapshot: &Snapshot, purpose: Purpose) -> Vec<String> {
-    let scratch = workdir.scratch().display();
+    let scratch = workdir.scratch();
+    let scratch = scratch.display();
     let mut arguments: Vec<String> = vec![
         "--no-defaults".into(),
         format!("--datadir={}", workdir.data().display()),
-        format!("--socket={scratch}/mysqld.sock"),
+        format!("--socket={}", workdir.socket().display()),
         format!("--pid-file={scratch}/mysqld.pid"),
         format!("--init-file={scratch}/init.sql"),
         format!("--relay-log={scratch}/relay"),
@@ -109,6 +114,8 @@ fn arguments(workdir: &Workdir, snapshot: &Snapshot, purpose: Purpose) -> Vec<St
         format!("--max-allowed-packet={LARGEST_PACKET}"),
         format!("--replica-max-allowed-packet={LARGEST_PACKET}"),
         format!("--replica-pending-jobs-size-max={LARGEST_PACKET}"),
+        format!("--max-relay-log-size={RELAY_LOG_FILE_BYTES}"),
+        format!("--relay-log-space-limit={RELAY_LOG_BYTES_MAX}"),
         "--secure-file-priv=NULL".into(),
     ];
     arguments.extend(
@@ -164,7 +171,6 @@ fn buffer_pool_bytes() -> u64 {
 /// # Errors
 /// Where `mysqld` is older than the servers that wrote the archive, or too old for the replay.
 pub async fn check_version(mysqld: &Path, archived: &str) -> anyhow::Result<()> {
-    use crate::support::hint::OrHint;
     const HINT: &str = "set mysqld in the [recover] section to the program of a server that is at least as new as the archive's";
     let output = tokio::process::Command::new(mysqld)
         .args(["--no-defaults", "--version"])

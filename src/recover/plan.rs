@@ -1,12 +1,12 @@
 //! The plan: which snapshot, which binlogs, where to stop; what `--dry-run` prints.
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use serde::Serialize;
 
 use crate::{
     archive::{
         listing::Archive,
-        path::Path,
+        path::{Path, PathError},
         records::{Snapshot, SnapshotState},
     },
     binlog::gtid::GtidSet,
@@ -77,12 +77,12 @@ impl From<&Stop> for SummaryStop {
 pub async fn plan(archive: &Archive, timeline: Option<u32>, target: &Target) -> anyhow::Result<Plan> {
     let timelines = archive.timelines().await?;
     let path = Path::find(&timelines, timeline).map_err(|e| {
-        let e = anyhow!(e).context(format!(
-            "there is nothing to recover in {}/{}",
-            archive.store.url(),
-            archive.shard
-        ));
-        with_hint(e, "check shard and [store] url in the configuration")
+        let hint = match e {
+            PathError::Unknown(_) => "`mysql-pitr list` shows the timelines",
+            _ => "check shard and [store] url in the configuration",
+        };
+        let what = format!("there is nothing to recover in {}/{}", archive.store.url(), archive.shard);
+        with_hint(anyhow!(e).context(what), hint)
     })?;
     let snapshots = archive.snapshots().await?;
     let binlogs = path_binlogs(&path, archive.binlogs().await?);
@@ -131,21 +131,27 @@ fn choose(path: &Path, snapshots: &[Snapshot], resolved: &Resolved) -> anyhow::R
     if let Some(best) = serving.max_by_key(|s| (s.gtids_before.count(), s.started_at_us)) {
         return Ok(best.clone());
     }
-    let complete: Vec<&Snapshot> = snapshots.iter().filter(|s| s.state == SnapshotState::Complete).collect();
-    let Some(first) = complete.iter().min_by_key(|s| s.started_at_us) else {
-        return Err(with_hint(
-            anyhow!("there is no complete snapshot to start from"),
-            "take one with `mysql-pitr snapshot`",
-        ));
+    let complete = snapshots.iter().filter(|s| s.state == SnapshotState::Complete);
+    let on_path = complete.clone().filter(|s| path.inherited(s.timeline).is_some());
+    let Some(first) = on_path.min_by_key(|s| s.started_at_us) else {
+        let e = anyhow!(
+            "there is no complete snapshot on the path of timeline {} to start from",
+            path.last().id
+        );
+        let hint = match complete.last() {
+            Some(other) => format!(
+                "take one with `mysql-pitr snapshot`, or choose another history: --timeline {} has one",
+                other.timeline
+            ),
+            None => "take one with `mysql-pitr snapshot`".to_owned(),
+        };
+        return Err(with_hint(e, hint));
     };
-    if path.timelines().iter().all(|t| complete.iter().all(|s| s.timeline != t.id)) {
-        bail!("no snapshot belongs to the path of timeline {}", path.last().id);
-    }
     let taken = clock::format_utc(first.finished_at_us.unwrap_or(first.started_at_us));
-    let e = anyhow!("the target lies before every snapshot that could serve it; the first was complete at {taken}");
+    let e = anyhow!("the target lies before every snapshot on its path; the first of them was complete at {taken}");
     Err(with_hint(
         e,
-        "choose a later target; `mysql-pitr list` shows the recoverable window",
+        "choose a later target, or with --timeline the history of before; `mysql-pitr list` shows what there is",
     ))
 }
 

@@ -1,6 +1,6 @@
 //! The phases, top to bottom.
 //!
-//! A recovery that dies in any of them leaves the target unstartable, and says so when it is tried again.
+//! One that fails leaves the target as it was. One that is killed leaves it unstartable, and the next one says so.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -24,13 +24,13 @@ use crate::{
 };
 
 use super::{
-    instance::{Instance, Purpose, check_version},
+    instance::{Instance, Purpose, RELAY_LOG_BYTES_MAX, check_version},
     plan::Plan,
     replay::{Replayed, replay},
     workdir::{RunAs, Workdir},
 };
 
-/// What the relay logs and the redo log take beside the data, at most, while the replay runs.
+/// What the redo log and what is replayed take beside the snapshot's data and the relay logs: a floor, not a promise.
 const HEADROOM_BYTES: u64 = 512 << 20;
 
 /// How to recover.
@@ -100,17 +100,39 @@ pub async fn recover(
         .map_or(&plan.snapshot.server_version, |leg| &leg.binlog.opening.server_version);
     check_version(&settings.mysqld, newest).await?;
     let workdir = Workdir::create(&settings.target_dir, RunAs::find(settings.user.as_deref())?)?;
-    ensure_room(plan, &workdir)?;
+    match make(archive, plan, settings, progress, &workdir, &mut phases).await {
+        Ok((verified, replayed)) => {
+            workdir.finish()?;
+            phases.end("finish");
+            Ok(report(plan, settings, verified, &replayed, phases))
+        }
+        Err(e) => {
+            workdir.discard().await;
+            Err(e)
+        }
+    }
+}
+
+/// Everything up to the moment where the target is to become startable.
+async fn make(
+    archive: &Archive,
+    plan: &Plan,
+    settings: &Settings,
+    progress: &Progress,
+    workdir: &Workdir,
+    phases: &mut Phases,
+) -> anyhow::Result<(Verified, Replayed)> {
+    ensure_room(plan, workdir)?;
 
     progress.phase("unpacking the snapshot");
-    let stored = plan.snapshot.stored_bytes;
+    let snapshot = &plan.snapshot;
     tarball::unpack(
         &archive.store,
-        &plan.snapshot.data_key,
-        &plan.snapshot.stored_sha256,
+        &snapshot.data_key,
+        &snapshot.stored_sha256,
         &workdir.data(),
         |read| {
-            progress.update(|| format!("{} of {}", human_bytes(read), human_bytes(stored)));
+            progress.update(|| format!("{} of {}", human_bytes(read), human_bytes(snapshot.stored_bytes)));
         },
     )
     .await?;
@@ -118,15 +140,10 @@ pub async fn recover(
     phases.end("unpack");
 
     progress.phase("starting the server");
-    let mut instance = Instance::start(
-        &settings.mysqld,
-        &workdir,
-        &plan.snapshot,
-        Purpose::Replay {
-            workers: settings.workers,
-        },
-    )
-    .await?;
+    let purpose = Purpose::Replay {
+        workers: settings.workers,
+    };
+    let mut instance = Instance::start(&settings.mysqld, workdir, snapshot, purpose).await?;
     let held = forget_replication(&mut instance, plan).await?;
     phases.end("start");
 
@@ -139,7 +156,7 @@ pub async fn recover(
         .stop(false)
         .await
         .context("the replayed server did not shut down cleanly")?;
-    let verified = verify(settings, plan, &workdir).await?;
+    let verified = verify(settings, plan, workdir).await?;
     phases.end("verify");
 
     let descent = Descent {
@@ -150,9 +167,7 @@ pub async fn recover(
         branch_set: plan.target_gtids.clone(),
     };
     workdir.write_data(DESCENT_FILE, &serde_json::to_vec_pretty(&descent)?)?;
-    workdir.finish()?;
-    phases.end("finish");
-    Ok(report(plan, settings, verified, &replayed, phases))
+    Ok((verified, replayed))
 }
 
 fn report(plan: &Plan, settings: &Settings, verified: Verified, replayed: &Replayed, phases: Phases) -> Recovered {
@@ -171,7 +186,8 @@ fn report(plan: &Plan, settings: &Settings, verified: Verified, replayed: &Repla
 }
 
 fn ensure_room(plan: &Plan, workdir: &Workdir) -> anyhow::Result<()> {
-    let needed = plan.snapshot.data_bytes + HEADROOM_BYTES;
+    let replayed: u64 = plan.legs.iter().map(|leg| leg.binlog.bytes()).sum();
+    let needed = plan.snapshot.data_bytes + replayed.min(RELAY_LOG_BYTES_MAX) + HEADROOM_BYTES;
     let free = free_bytes(&workdir.data())?;
     if free < needed {
         let e = anyhow::anyhow!(

@@ -1,7 +1,7 @@
 //! The target folder, which becomes startable by the very last file that is moved into it.
 //!
-//! Everything happens in a subfolder. A recovery that dies leaves that subfolder, which no mysqld takes for a server's
-//! data; the next one refuses the target and says so.
+//! Everything happens in a subfolder, which no mysqld takes for a server's data. A recovery that fails removes it; one that
+//! is killed leaves it, and the next one refuses the target and says so.
 
 use std::{
     ffi::OsStr,
@@ -11,6 +11,7 @@ use std::{
         unix::fs::{DirBuilderExt, PermissionsExt, chown},
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, anyhow};
@@ -22,6 +23,12 @@ const WORK: &str = ".mysql-pitr-recovery";
 /// Without it mysqld finds no data dictionary.
 const STARTABLE: &str = "mysql.ibd";
 const DEFAULT_USER: &str = "mysql";
+/// As mysqld makes its own.
+const FOLDER_MODE: u32 = 0o750;
+/// Leaves room for the folder's and the socket's names in a socket's path.
+const TEMP_PATH_BYTES_MAX: usize = 64;
+const DISCARD_ATTEMPTS: u32 = 50;
+const DISCARD_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Who mysqld runs as, where this process is root.
 #[derive(Debug, Clone)]
@@ -64,24 +71,26 @@ impl RunAs {
 pub struct Workdir {
     target: PathBuf,
     run_as: Option<RunAs>,
-    /// For sockets, whose paths must be short, and for relay logs and init files; nobody else may enter.
-    scratch: Scratch,
+    /// Whether the target folder was not there before.
+    created: bool,
+    sockets: SocketFolder,
 }
 
 impl Workdir {
     /// Refuses a target that is not empty.
     pub fn create(target: &Path, run_as: Option<RunAs>) -> anyhow::Result<Workdir> {
         let shown = target.display();
-        if !target.exists() {
-            fs::create_dir(target)
-                .with_context(|| format!("cannot create the target folder {shown}"))
+        let created = !target.exists();
+        if created {
+            let made = DirBuilder::new().mode(FOLDER_MODE).create(target);
+            made.with_context(|| format!("cannot create the target folder {shown}"))
                 .hint("create its parent folder")?;
         }
         if target.join(WORK).exists() {
             let e = anyhow!("the target folder {shown} holds a recovery that did not finish");
             return Err(with_hint(
                 e,
-                format!("remove what is in it and start again: nothing outside it was changed (rm -r {shown}/{WORK})"),
+                "empty the folder and start again; nothing outside it was changed",
             ));
         }
         let mut entries = fs::read_dir(target).with_context(|| format!("cannot read the target folder {shown}"))?;
@@ -95,19 +104,19 @@ impl Workdir {
         let workdir = Workdir {
             target: fs::canonicalize(target)?,
             run_as,
-            scratch: Scratch::create()?,
+            created,
+            sockets: SocketFolder::create()?,
         };
-        for folder in [workdir.target.join(WORK), workdir.data()] {
-            DirBuilder::new()
-                .mode(0o750)
-                .create(&folder)
-                .with_context(|| format!("cannot create {}", folder.display()))?;
+        for folder in [workdir.target.join(WORK), workdir.data(), workdir.scratch()] {
+            let made = DirBuilder::new().mode(FOLDER_MODE).create(&folder);
+            made.with_context(|| format!("cannot create {}", folder.display()))?;
         }
         for folder in [
             workdir.target.clone(),
             workdir.target.join(WORK),
             workdir.data(),
-            workdir.scratch().to_owned(),
+            workdir.scratch(),
+            workdir.sockets.0.clone(),
         ] {
             workdir.own(&folder)?;
         }
@@ -118,8 +127,14 @@ impl Workdir {
         self.target.join(WORK).join("data")
     }
 
-    pub fn scratch(&self) -> &Path {
-        &self.scratch.0
+    /// For relay logs, the init file and the error log: on the target's volume, and gone with the working folder.
+    pub fn scratch(&self) -> PathBuf {
+        self.target.join(WORK).join("scratch")
+    }
+
+    /// Where the server listens.
+    pub fn socket(&self) -> PathBuf {
+        self.sockets.0.join("s")
     }
 
     pub fn run_as(&self) -> Option<&RunAs> {
@@ -153,6 +168,22 @@ impl Workdir {
         self.own(&path)
     }
 
+    /// Removes what a failed recovery made, so that it can be tried again.
+    pub async fn discard(self) {
+        let work = self.target.join(WORK);
+        // A mysqld that was just killed may still be writing.
+        for _ in 0..DISCARD_ATTEMPTS {
+            if fs::remove_dir_all(&work).is_ok() || !work.exists() {
+                break;
+            }
+            tokio::time::sleep(DISCARD_INTERVAL).await;
+        }
+        if self.created {
+            // Not if something else is in it by now.
+            let _ = fs::remove_dir(&self.target);
+        }
+    }
+
     /// Makes the data durable and moves it where it belongs; the file without which nothing starts comes last.
     pub fn finish(self) -> anyhow::Result<()> {
         let data = self.data();
@@ -172,23 +203,28 @@ impl Workdir {
     }
 }
 
-/// A folder of our own in the system's temporary folder. Dropped, it is removed.
+/// A folder of our own for a socket, whose path may have 107 bytes at most; nobody else may enter. Dropped, it is removed.
 #[derive(Debug)]
-struct Scratch(PathBuf);
+struct SocketFolder(PathBuf);
 
-impl Scratch {
-    fn create() -> anyhow::Result<Scratch> {
+impl SocketFolder {
+    fn create() -> anyhow::Result<SocketFolder> {
         let random = uuid::Uuid::new_v4().simple().to_string();
-        let path = std::env::temp_dir().join(format!("mysql-pitr-{}", &random[..12]));
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .with_context(|| format!("cannot create {}", path.display()))?;
-        Ok(Scratch(path))
+        let configured = std::env::temp_dir();
+        let parent = if configured.as_os_str().len() > TEMP_PATH_BYTES_MAX {
+            Path::new("/tmp")
+        } else {
+            &configured
+        };
+        let path = parent.join(format!("mysql-pitr-{}", &random[..12]));
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| format!("cannot create {}", path.display()))
+            .hint("set TMPDIR to a folder that may be written")?;
+        Ok(SocketFolder(path))
     }
 }
 
-impl Drop for Scratch {
+impl Drop for SocketFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
@@ -213,6 +249,20 @@ mod tests {
         drop(Workdir::create(dir.path(), None).unwrap());
         let error = Workdir::create(dir.path(), None).unwrap_err();
         assert!(error.root_cause().to_string().contains("did not finish"));
+    }
+
+    #[tokio::test]
+    async fn a_failed_recovery_leaves_the_target_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (there, not_there) = (dir.path().join("there"), dir.path().join("not-there"));
+        fs::create_dir(&there).unwrap();
+        for target in [&there, &not_there] {
+            let work = Workdir::create(target, None).unwrap();
+            work.write_data("a", b"x").unwrap();
+            work.discard().await;
+        }
+        assert_eq!(fs::read_dir(&there).unwrap().count(), 0);
+        assert!(!not_there.exists());
     }
 
     #[test]

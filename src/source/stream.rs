@@ -102,11 +102,11 @@ impl Sender<'_> {
             };
             let Some(bytes) = portion else { break };
             let pushed = splitter.push(&bytes, |piece| self.piece(piece, &leg.wanted));
-            damaged(pushed, &leg.binlog).map_err(|e| self.fail(e))?;
+            damaged(pushed, &self.feed.archive, &leg.binlog).map_err(|e| self.fail(e))?;
             self.checksum = splitter.checksum();
             self.wire.flush_if_full().await?;
         }
-        damaged(splitter.finish(), &leg.binlog).map_err(|e| self.fail(e))
+        damaged(splitter.finish(), &self.feed.archive, &leg.binlog).map_err(|e| self.fail(e))
     }
 
     /// Tells whoever waits for the replica that the archive is at fault.

@@ -24,12 +24,17 @@ enum Out {
 }
 
 impl Progress {
-    /// A moving line if standard error is a terminal, plain lines if not; nothing at all if `quiet`.
-    pub fn new(quiet: bool) -> Self {
-        let out = if quiet {
-            Out::Silent
-        } else if std::io::stderr().is_terminal() {
+    /// Nothing at all.
+    pub fn silent() -> Self {
+        Progress { out: Out::Silent }
+    }
+
+    /// A moving line if standard error is a terminal; if not, plain lines, or nothing where a machine reads the result.
+    pub fn new(for_machine: bool) -> Self {
+        let out = if std::io::stderr().is_terminal() {
             Out::Terminal(Mutex::new(None))
+        } else if for_machine {
+            Out::Silent
         } else {
             Out::Plain(Mutex::new(Instant::now()))
         };

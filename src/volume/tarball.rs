@@ -143,7 +143,8 @@ pub async fn unpack(
     folder: &Path,
     advanced: impl Fn(u64),
 ) -> anyhow::Result<()> {
-    const HINT: &str = "choose an older snapshot by an earlier target, or restore the object from the other region's bucket";
+    const HINT: &str =
+        "restore the object from the other region's bucket, or recover to a moment before this snapshot, from an older one";
     let broken = || {
         format!(
             "the snapshot's data {}/{key} is damaged or cannot be read to its end",
@@ -163,10 +164,11 @@ pub async fn unpack(
             &into,
         )
     });
-    let (mut hash, mut read_bytes) = (Sha256::new(), 0);
+    let (mut hash, mut read_bytes, mut complete) = (Sha256::new(), 0, false);
     loop {
         let mut buffer = bytes::BytesMut::with_capacity(PORTION_BYTES);
         if reader.read(&mut buffer).await.with_context(broken).hint(HINT)? == 0 {
+            complete = true;
             break;
         }
         hash.update(&buffer);
@@ -178,13 +180,15 @@ pub async fn unpack(
         }
     }
     drop(sender);
-    unpacking
-        .await?
-        .with_context(|| format!("cannot unpack {}/{key} into {}", store.url(), folder.display()))?;
-    if format!("{:x}", hash.finalize()) != expected_sha256 {
-        return Err(anyhow::anyhow!(broken())).hint(HINT);
+    let unpacked = unpacking.await?;
+    if complete && format!("{:x}", hash.finalize()) != expected_sha256 {
+        let otherwise = Err(anyhow::anyhow!("its hash is not the recorded one"));
+        return unpacked.and(otherwise).with_context(broken).hint(HINT);
     }
-    Ok(())
+    let cannot = || format!("cannot unpack {}/{key} into {}", store.url(), folder.display());
+    unpacked
+        .with_context(cannot)
+        .hint("if the disk is not full, the object is damaged: restore it from the other region's bucket")
 }
 
 fn unpack_from(reader: PortionReader, codec: Codec, folder: &Path) -> anyhow::Result<()> {
