@@ -1,7 +1,5 @@
 //! The bytes of a stored binlog, read ahead in bounded memory and checked, whichever form they lie in.
 
-use std::io;
-
 use anyhow::Context;
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
@@ -145,49 +143,41 @@ async fn object(
     let mut reader = Reading::open(&archive.store, key).await.hint(REPLICA_HINT)?;
     let mut decoder = Decoder::new(codec)?;
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
-    let (mut total, mut ready) = (0u64, Vec::new());
-    let mut take = |decoded: &[u8], ready: &mut Vec<Bytes>| {
+    let mut total = 0u64;
+    let mut wanted = |decoded: &[u8]| {
         let unwanted = skip.saturating_sub(total).min(decoded.len() as u64) as usize;
         total += decoded.len() as u64;
         if let Some(hash) = &mut hash {
             hash.update(decoded);
         }
-        if unwanted < decoded.len() {
-            ready.push(Bytes::copy_from_slice(&decoded[unwanted..]));
-        }
-        Ok::<(), io::Error>(())
+        Bytes::copy_from_slice(&decoded[unwanted..])
     };
     let broken = || format!("object {}/{key} is damaged or cannot be read to its end", archive.store.url());
     loop {
         buffer.clear();
         let read = reader.read(&mut buffer).await.with_context(broken).hint(REPLICA_HINT)?;
-        // In small steps, so that what a portion expands to is sent before the next one is looked at.
-        for step in buffer.chunks(READ_BYTES / 16) {
-            decoder
-                .push(step, |b| take(b, &mut ready))
-                .with_context(broken)
-                .hint(REPLICA_HINT)?;
-            for portion in ready.drain(..) {
-                send(out, portion).await?;
-            }
-        }
         if read == 0 {
             break;
         }
+        let mut stored = &buffer[..];
+        loop {
+            let decoded = decoder.next(&mut stored).with_context(broken).hint(REPLICA_HINT)?;
+            if decoded.is_empty() {
+                break;
+            }
+            send(out, wanted(decoded)).await?;
+        }
     }
-    decoder
-        .finish(|b| take(b, &mut ready))
-        .with_context(broken)
-        .hint(REPLICA_HINT)?;
-    for portion in ready {
-        send(out, portion).await?;
-    }
+    send(out, wanted(&decoder.finish().with_context(broken).hint(REPLICA_HINT)?)).await?;
     Ok(total)
 }
 
 /// # Errors
 /// Where the consumer has gone; nobody will read that error either.
 async fn send(out: &mpsc::Sender<anyhow::Result<Bytes>>, portion: Bytes) -> anyhow::Result<()> {
+    if portion.is_empty() {
+        return Ok(());
+    }
     out.send(Ok(portion))
         .await
         .map_err(|_| anyhow::anyhow!("nobody reads any more"))

@@ -11,10 +11,13 @@ use crate::{
         query::Session,
     },
     store::probe,
-    support::{hint::render, progress::human_bytes},
+    support::{
+        hint::{hint_of, message},
+        progress::human_bytes,
+    },
 };
 
-use super::output;
+use super::output::{self, say};
 
 /// See whether this node is fit to be shipped from: one line per question, with what to do
 #[derive(Debug, clap::Args)]
@@ -45,19 +48,15 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 async fn server(config: &Config) -> Vec<Check> {
     let looked = async {
         let mut session = Session::connect(&config.endpoint()?).await?;
-        let mut checks = vec![Check::ok(
-            "server",
-            format!("version {}", session.variables().await?.version()),
-        )];
-        checks.extend(preflight::server(&mut session).await?);
+        let mut checks = preflight::server(&mut session).await?;
         checks.extend(preflight::clone_plugin(&mut session, &config.snapshot.staging_dir).await?);
         anyhow::Ok(checks)
     };
     looked.await.unwrap_or_else(|e| {
         vec![Check::failed(
             "server",
-            render(&e),
-            "everything else about the server is unknown until it answers",
+            message(&e),
+            hint_of(&e).unwrap_or_else(|| "everything else about the server is unknown until it answers".to_owned()),
         )]
     })
 }
@@ -73,8 +72,8 @@ async fn store(config: &Config) -> Vec<Check> {
     match looked.await {
         Err(e) => vec![Check::failed(
             REACHABLE,
-            render(&e),
-            "set [store] url to a store that this node may write",
+            message(&e),
+            hint_of(&e).unwrap_or_else(|| "set [store] url to a store that this node may write".to_owned()),
         )],
         Ok((url, true)) => vec![Check::ok(REACHABLE, url), Check::ok(CONDITIONAL, "honoured")],
         Ok((url, false)) => vec![
@@ -94,7 +93,7 @@ fn disk(config: &Config) -> Check {
     match preflight::free_bytes(folder) {
         Err(e) => Check::failed(
             NAME,
-            format!("{}: {e:#}", folder.display()),
+            format!("{}: {}", folder.display(), message(&e)),
             "create the folder, owned by the user that runs mysql-pitr",
         ),
         Ok(free) if free < STATE_FREE_BYTES_MIN => Check::warning(
@@ -112,8 +111,8 @@ fn print(check: &Check) {
         Verdict::Warning => "WARNING",
         Verdict::Failed => "FAILED",
     };
-    println!("{verdict:<8} {:<20} {}", check.name, check.detail);
+    say!("{verdict:<8} {:<20} {}", check.name, check.detail);
     if let Some(hint) = &check.hint {
-        println!("{:<29} → {hint}", "");
+        say!("{:<29} → {hint}", "");
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     support::{clock, hint::render, progress::human_bytes},
 };
 
-use super::output;
+use super::output::{self, say};
 
 /// Show what is archived: timelines, snapshots, binlogs, and the recoverable window
 #[derive(Debug, clap::Args)]
@@ -124,19 +124,19 @@ fn describe(b: &StoredBinlog, path: Option<&Path>) -> Binlog {
 }
 
 fn print(l: &Listing) {
-    println!("shard {} in {}", l.shard, l.store);
+    say!("shard {} in {}", l.shard, l.store);
     match (&l.window.from, &l.window.until) {
-        (Some(from), Some(until)) => println!("recoverable from {from} until {until}"),
-        _ => println!("nothing is recoverable yet"),
+        (Some(from), Some(until)) => say!("recoverable from {from} until {until}"),
+        _ => say!("nothing is recoverable yet"),
     }
     if let Some(problem) = &l.window.problem {
-        println!("  {problem}");
+        say!("  {problem}");
     }
-    println!("\ntimelines");
+    say!("\ntimelines");
     for t in &l.timelines {
         let parent = t.parent.map_or("root".to_owned(), |p| format!("child of {p}"));
         let adopted = if t.adopted { "" } else { ", NOT ADOPTED: off the path" };
-        println!(
+        say!(
             "  {:>3}  {parent}, server {}, {:?}, since {}{adopted}",
             t.id,
             t.server_uuid,
@@ -144,7 +144,7 @@ fn print(l: &Listing) {
             clock::format_utc(t.claimed_at_us)
         );
     }
-    println!("\nsnapshots");
+    say!("\nsnapshots");
     for s in &l.snapshots {
         let state = match s.state {
             SnapshotState::Complete => format!(
@@ -155,14 +155,14 @@ fn print(l: &Listing) {
             SnapshotState::Started => "being taken".to_owned(),
             SnapshotState::Failed => format!("FAILED: {}", s.failure.as_deref().unwrap_or_default()),
         };
-        println!("  {}  timeline {}, {state}", s.id, s.timeline);
+        say!("  {}  timeline {}, {state}", s.id, s.timeline);
     }
-    println!("\nbinlogs");
+    say!("\nbinlogs");
     for b in &l.binlogs {
         let form = if b.sealed { "sealed  " } else { "segments" };
         let off = if b.on_path { "" } else { ", off the path" };
         let holds = b.transactions.map_or(String::new(), |n| format!(", {n} transactions"));
-        println!(
+        say!(
             "  {}  {form}  timeline {}, server {}, {}, {} stored{holds}{off}",
             b.name,
             b.timeline,

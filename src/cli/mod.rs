@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 
 mod agent;
@@ -13,6 +13,8 @@ mod output;
 mod recover;
 mod search;
 mod snapshot;
+
+use crate::support::hint::OrHint;
 
 const CONFIG_DEFAULT: &str = "/etc/mysql-pitr/mysql-pitr.toml";
 
@@ -71,7 +73,7 @@ async fn until_interrupted(command: impl Future<Output = anyhow::Result<()>>) ->
         done = command => done,
         signal = crate::agent::wait_for_signal() => {
             signal?;
-            bail!("interrupted")
+            Err(anyhow!("interrupted")).hint("nothing was finished; a recovery's target folder does not start, and is to be emptied before the next try")
         }
     }
 }

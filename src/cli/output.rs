@@ -1,9 +1,24 @@
 //! Results on standard output: for people, or as JSON where a machine reads them.
 
+use std::io::Write;
+
 use serde::Serialize;
 
 /// Prints `result` as one JSON document.
 pub fn json<T: Serialize>(result: &T) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(result)?);
+    line(format_args!("{}", serde_json::to_string_pretty(result)?));
     Ok(())
 }
+
+/// Prints one line; ends the process quietly where nobody reads any more, as `| head` does.
+pub fn line(text: std::fmt::Arguments<'_>) {
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        std::process::exit(0);
+    }
+}
+
+/// As `println!`, through [`line`].
+macro_rules! say {
+    ($($text:tt)*) => { $crate::cli::output::line(format_args!($($text)*)) };
+}
+pub(super) use say;

@@ -12,7 +12,7 @@ use crate::{
     support::{clock::parse_rfc3339, progress::Progress},
 };
 
-use super::output;
+use super::output::{self, say};
 
 /// Make a server's data folder that holds exactly the transactions up to a chosen moment
 #[derive(Debug, clap::Args)]
@@ -63,7 +63,7 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         if args.json {
             return output::json(&summary);
         }
-        println!("{summary}");
+        say!("{summary}");
         return Ok(());
     };
     if !args.json {
@@ -87,21 +87,24 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 
 fn print(r: &Recovered) {
     const MS_PER_S: f64 = 1000.0;
-    println!("recovered {}", r.target_dir.display());
+    say!("recovered {}", r.target_dir.display());
     if let Some(time) = &r.recovered_to {
-        println!("  to            {time} (commit of the last transaction)");
+        say!("  to            {time} (commit of the last transaction)");
     }
-    println!("  transactions  {} replayed", r.transactions_replayed);
-    println!("  gtid_executed {}", r.gtid_executed);
-    println!("  server_uuid   {} (new)", r.server_uuid);
+    say!("  transactions  {} replayed", r.transactions_replayed);
+    say!("  gtid_executed {}", r.gtid_executed);
+    say!("  server_uuid   {} (new)", r.server_uuid);
     let phases: Vec<String> = r
         .phases
         .iter()
         .map(|p| format!("{} {:.1} s", p.name, p.ms as f64 / MS_PER_S))
         .collect();
-    println!("  RTO           {:.1} s ({})", r.rto_ms as f64 / MS_PER_S, phases.join(", "));
+    say!("  RTO           {:.1} s ({})", r.rto_ms as f64 / MS_PER_S, phases.join(", "));
     for xa in &r.xa_prepared {
-        println!("  XA prepared   {xa}: commit it or roll it back");
+        say!("  XA prepared   {xa}: commit it or roll it back");
     }
-    println!("start mysqld on it with your own configuration; its accounts and passwords are those of the recovered moment");
+    for event in &r.events_disabled {
+        say!("  disabled      event {event}: the replay disabled it; ALTER EVENT … ENABLE if it shall run");
+    }
+    say!("start mysqld on it with your own configuration; its accounts and passwords are those of the recovered moment");
 }

@@ -7,7 +7,7 @@ use crate::{
     support::{clock::parse_rfc3339, progress::Progress},
 };
 
-use super::output;
+use super::output::{self, say};
 
 /// Find transactions in the archive by what they say, what they touch, or when they were committed
 #[derive(Debug, clap::Args)]
@@ -50,12 +50,12 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         return output::json(&found);
     }
     for f in &found {
-        println!("{}  {}  {} at {}", f.committed_at, f.gtid, f.binlog, f.position);
-        f.statements.iter().for_each(|s| println!("    {s}"));
+        say!("{}  {}  {} at {}", f.committed_at, f.gtid, f.binlog, f.position);
+        f.statements.iter().for_each(|s| say!("    {s}"));
         if !f.tables.is_empty() {
-            println!("    rows of {}", f.tables.join(", "));
+            say!("    rows of {}", f.tables.join(", "));
         }
     }
-    println!("{} transactions found", found.len());
+    say!("{} transactions found", found.len());
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::{
     support::progress::{Progress, human_bytes},
 };
 
-use super::output;
+use super::output::{self, say};
 
 /// Take a snapshot now: by the agent that runs on this node, or alone where none runs
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,7 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         _ => {
             let id = request::ask(&archive).await?;
             if args.no_wait {
-                println!("{id}");
+                say!("{id}");
                 return Ok(());
             }
             request::wait(&archive, &id, &progress).await?
@@ -42,7 +42,7 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         return output::json(&snapshot);
     }
     let (data, stored) = (human_bytes(snapshot.data_bytes), human_bytes(snapshot.stored_bytes));
-    println!("snapshot {} is complete: {data} of data, {stored} stored", snapshot.id);
+    say!("snapshot {} is complete: {data} of data, {stored} stored", snapshot.id);
     Ok(())
 }
 

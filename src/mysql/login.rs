@@ -38,6 +38,12 @@ const STATUS_ERR: u8 = 0xff;
 
 /// A connection that is logged in, ready for commands.
 pub async fn connect(endpoint: &Endpoint) -> Result<Wire, WireError> {
+    connect_announcing(endpoint, CapabilityFlags::empty()).await
+}
+
+/// As [`connect`], for a client that can do more than this module needs: the server's answers then take the form that
+/// `capabilities` call for.
+pub async fn connect_announcing(endpoint: &Endpoint, capabilities: CapabilityFlags) -> Result<Wire, WireError> {
     let open = async {
         Ok::<Box<dyn Transport>, io::Error>(match &endpoint.address {
             Address::Socket(path) => Box::new(UnixStream::connect(path).await?),
@@ -51,10 +57,10 @@ pub async fn connect(endpoint: &Endpoint) -> Result<Wire, WireError> {
     let transport = timeout(LOGIN_TIMEOUT, open)
         .await
         .map_err(|_| WireError::Timeout(LOGIN_TIMEOUT))??;
-    login(Wire::new(transport, LOGIN_TIMEOUT), endpoint).await
+    login(Wire::new(transport, LOGIN_TIMEOUT), endpoint, capabilities).await
 }
 
-async fn login(mut wire: Wire, endpoint: &Endpoint) -> Result<Wire, WireError> {
+async fn login(mut wire: Wire, endpoint: &Endpoint, announced: CapabilityFlags) -> Result<Wire, WireError> {
     let greeting = wire.read(LOGIN_PACKET_BYTES_MAX).await?;
     fail_if_error(&greeting)?;
     let handshake: HandshakePacket = parse(&greeting)?;
@@ -71,7 +77,8 @@ async fn login(mut wire: Wire, endpoint: &Endpoint) -> Result<Wire, WireError> {
         | CapabilityFlags::CLIENT_TRANSACTIONS
         | CapabilityFlags::CLIENT_SECURE_CONNECTION
         | CapabilityFlags::CLIENT_PLUGIN_AUTH
-        | CapabilityFlags::CLIENT_PLUGIN_AUTH_LENENC_CLIENT_DATA;
+        | CapabilityFlags::CLIENT_PLUGIN_AUTH_LENENC_CLIENT_DATA
+        | announced;
     let is_socket = matches!(endpoint.address, Address::Socket(_));
     let encrypted = !is_socket && endpoint.tls != Tls::Disabled;
     if encrypted {

@@ -4,7 +4,7 @@ use std::{os::unix::fs::MetadataExt, path::Path};
 
 use serde::Serialize;
 
-use crate::support::{clock, progress::human_bytes};
+use crate::support::{clock, hint::message, progress::human_bytes};
 
 use super::query::{Session, Variables, version_number};
 
@@ -164,13 +164,10 @@ pub fn variables(v: &Variables) -> Vec<Check> {
 async fn privileges(session: &mut Session) -> anyhow::Result<Check> {
     const NAME: &str = "privileges";
     let (user,): (String,) = session.one("SELECT CURRENT_USER()").await?;
-    let rows: Vec<(String,)> = session
-        .rows("SELECT privilege_type FROM information_schema.user_privileges WHERE grantee = CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''')")
-        .await?;
-    let missing: Vec<&str> = PRIVILEGES.into_iter().filter(|p| !rows.iter().any(|(r,)| r == p)).collect();
-    let sees_tables = rows.iter().any(|(r,)| r == "SELECT" || r == "SHOW VIEW");
+    let held = global_privileges(session).await?;
+    let missing: Vec<&str> = PRIVILEGES.into_iter().filter(|p| !held.iter().any(|h| h == p)).collect();
     let mut wanted: Vec<String> = missing.iter().map(|p| (*p).to_owned()).collect();
-    if !sees_tables {
+    if !sees_all_tables(session).await? {
         wanted.push("SHOW VIEW".into());
     }
     Ok(if wanted.is_empty() {
@@ -182,6 +179,24 @@ async fn privileges(session: &mut Session) -> anyhow::Result<Check> {
             format!("GRANT {} ON *.* TO {}", wanted.join(", "), quoted(&user)),
         )
     })
+}
+
+async fn global_privileges(session: &mut Session) -> anyhow::Result<Vec<String>> {
+    let rows: Vec<(String,)> = session
+        .rows(
+            "SELECT privilege_type FROM information_schema.user_privileges \
+             WHERE grantee = CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''')",
+        )
+        .await?;
+    Ok(rows.into_iter().map(|(privilege,)| privilege).collect())
+}
+
+/// Whether information_schema shows this account every table: it shows only those on which the account may do something.
+pub async fn sees_all_tables(session: &mut Session) -> anyhow::Result<bool> {
+    Ok(global_privileges(session)
+        .await?
+        .iter()
+        .any(|p| p == "SELECT" || p == "SHOW VIEW"))
 }
 
 fn quoted(user: &str) -> String {
@@ -201,7 +216,7 @@ async fn filters(session: &mut Session, v: &Variables) -> anyhow::Result<Check> 
         Err(e) => {
             return Ok(Check::warning(
                 NAME,
-                format!("{e:#}"),
+                message(&e),
                 "grant REPLICATION CLIENT, so that it can be looked up",
             ));
         }
@@ -230,6 +245,13 @@ pub async fn foreign_engine_tables(session: &mut Session) -> anyhow::Result<Vec<
 
 async fn engines(session: &mut Session) -> anyhow::Result<Check> {
     const NAME: &str = "engines";
+    if !sees_all_tables(session).await? {
+        return Ok(Check::failed(
+            NAME,
+            "the account does not see all tables",
+            "grant SHOW VIEW on *.*",
+        ));
+    }
     let foreign = foreign_engine_tables(session).await?;
     Ok(if foreign.is_empty() {
         Check::ok(NAME, "all tables are InnoDB")

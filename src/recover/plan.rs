@@ -218,8 +218,8 @@ impl std::fmt::Display for Summary {
             {
                 writeln!(
                     f,
-                    "{what:<13} {} committed at {committed_at} ({committed_at_local}), {} at {}",
-                    stop.gtid, stop.binlog, stop.position
+                    "{what:<13} {}\n{:<13} committed at {committed_at} ({committed_at_local}), {} at {}",
+                    stop.gtid, "", stop.binlog, stop.position
                 )?;
             }
         }

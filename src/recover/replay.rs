@@ -11,7 +11,7 @@ use crate::{
     source::{Feed, FeedProgress, Source},
     support::{
         clock,
-        hint::with_hint,
+        hint::{message, with_hint},
         progress::{Progress, human_bytes},
     },
 };
@@ -53,7 +53,7 @@ pub async fn replay(
     session
         .execute(&source.change_source_statement())
         .await
-        .map_err(|e| anyhow!("{}", hide_password(&format!("{e:#}"))))?;
+        .map_err(|e| anyhow!("{}", hide_password(&message(&e))))?;
     session.execute("START REPLICA").await?;
     let total = plan.target_gtids.subtract(held).count();
     let (mut left_before, mut moved) = (u64::MAX, Instant::now());

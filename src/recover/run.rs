@@ -14,7 +14,7 @@ use crate::{
         records::{DESCENT_FILE, Descent, FORMAT_VERSION},
     },
     binlog::gtid::GtidSet,
-    mysql::preflight::free_bytes,
+    mysql::{preflight::free_bytes, query::Session},
     support::{
         clock,
         hint::OrHint,
@@ -53,8 +53,11 @@ pub struct Recovered {
     pub recovered_to: Option<String>,
     pub transactions_replayed: u64,
     pub bytes_replayed: u64,
-    /// XA transactions that are prepared and neither committed nor rolled back, as `XA RECOVER` shows them.
+    /// XA transactions that are prepared and neither committed nor rolled back, written as `XA COMMIT` takes them.
     pub xa_prepared: Vec<String>,
+    /// Events that do not run: a server disables each event that it is told of by replication, whether or not it ran at the
+    /// source.
+    pub events_disabled: Vec<String>,
     /// From the command's start to a server that is ready to be started.
     pub rto_ms: u64,
     pub phases: Vec<Phase>,
@@ -136,37 +139,32 @@ pub async fn recover(
         .stop(false)
         .await
         .context("the replayed server did not shut down cleanly")?;
-    let recovered = verify(settings, plan, &workdir).await?;
+    let verified = verify(settings, plan, &workdir).await?;
     phases.end("verify");
 
     let descent = Descent {
         format: FORMAT_VERSION,
         shard: archive.shard.to_string(),
         parent: plan.path.last().id,
-        server_uuid: recovered.0,
+        server_uuid: verified.server_uuid,
         branch_set: plan.target_gtids.clone(),
     };
     workdir.write_data(DESCENT_FILE, &serde_json::to_vec_pretty(&descent)?)?;
     workdir.finish()?;
     phases.end("finish");
-    Ok(report(plan, settings, recovered, &replayed, phases))
+    Ok(report(plan, settings, verified, &replayed, phases))
 }
 
-fn report(
-    plan: &Plan,
-    settings: &Settings,
-    (server_uuid, xa_prepared): (Uuid, Vec<String>),
-    replayed: &Replayed,
-    phases: Phases,
-) -> Recovered {
+fn report(plan: &Plan, settings: &Settings, verified: Verified, replayed: &Replayed, phases: Phases) -> Recovered {
     Recovered {
         target_dir: settings.target_dir.clone(),
-        server_uuid,
+        server_uuid: verified.server_uuid,
         gtid_executed: plan.target_gtids.clone(),
         recovered_to: plan.last.as_ref().map(|stop| clock::format_utc(stop.commit_us)),
         transactions_replayed: replayed.transactions,
         bytes_replayed: replayed.bytes,
-        xa_prepared,
+        xa_prepared: verified.xa_prepared,
+        events_disabled: verified.events_disabled,
         rto_ms: phases.began.elapsed().as_millis() as u64,
         phases: phases.done,
     }
@@ -203,8 +201,15 @@ async fn forget_replication(instance: &mut Instance, plan: &Plan) -> anyhow::Res
     Ok(held)
 }
 
+/// What the recovered server says of itself.
+struct Verified {
+    server_uuid: Uuid,
+    xa_prepared: Vec<String>,
+    events_disabled: Vec<String>,
+}
+
 /// i7: a clean start with the server's own durability, and exactly the planned set.
-async fn verify(settings: &Settings, plan: &Plan, workdir: &Workdir) -> anyhow::Result<(Uuid, Vec<String>)> {
+async fn verify(settings: &Settings, plan: &Plan, workdir: &Workdir) -> anyhow::Result<Verified> {
     let mut instance = Instance::start(&settings.mysqld, workdir, &plan.snapshot, Purpose::Verify)
         .await
         .context("the recovered server does not start")?;
@@ -213,15 +218,35 @@ async fn verify(settings: &Settings, plan: &Plan, workdir: &Workdir) -> anyhow::
         bail!("the recovered server holds {executed} instead of {}", plan.target_gtids);
     }
     let server_uuid = instance.session.variables().await?.server_uuid()?;
-    let rows: Vec<(i64, i64, i64, Vec<u8>)> = instance.session.rows("XA RECOVER CONVERT XID").await?;
-    let xa_prepared = rows
-        .into_iter()
-        .map(|(format, _, _, data)| format!("{} (format {format})", String::from_utf8_lossy(&data)))
-        .collect();
+    let xa_prepared = xa_prepared(&mut instance.session).await?;
+    let events: Vec<(String,)> = instance
+        .session
+        .rows(
+            "SELECT CONCAT('`', event_schema, '`.`', event_name, '`') FROM information_schema.events \
+             WHERE status LIKE '%SIDE_DISABLED' ORDER BY 1",
+        )
+        .await?;
     instance.session.execute("SET GLOBAL super_read_only = OFF").await?;
     instance
         .stop(true)
         .await
         .context("the recovered server did not shut down cleanly")?;
-    Ok((server_uuid, xa_prepared))
+    Ok(Verified {
+        server_uuid,
+        xa_prepared,
+        events_disabled: events.into_iter().map(|(name,)| name).collect(),
+    })
+}
+
+async fn xa_prepared(session: &mut Session) -> anyhow::Result<Vec<String>> {
+    let rows: Vec<(i64, usize, usize, String)> = session.rows("XA RECOVER CONVERT XID").await?;
+    Ok(rows
+        .into_iter()
+        .map(|(format, gtrid_bytes, _, data)| {
+            // Both parts in one hexadecimal number; where the first ends, its length says.
+            let digits = data.trim_start_matches("0x");
+            let (gtrid, bqual) = digits.split_at_checked(2 * gtrid_bytes).unwrap_or((digits, ""));
+            format!("X'{gtrid}',X'{bqual}',{format}")
+        })
+        .collect())
 }

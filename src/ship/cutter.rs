@@ -210,20 +210,16 @@ mod tests {
     }
 
     fn decoded(codec: Codec, bytes: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
+        let (mut out, mut stored) = (Vec::new(), bytes);
         let mut decoder = Decoder::new(codec).unwrap();
-        decoder
-            .push(bytes, |b| {
-                out.extend_from_slice(b);
-                Ok::<(), std::io::Error>(())
-            })
-            .unwrap();
-        decoder
-            .finish(|b| {
-                out.extend_from_slice(b);
-                Ok::<(), std::io::Error>(())
-            })
-            .unwrap();
+        loop {
+            let portion = decoder.next(&mut stored).unwrap();
+            if portion.is_empty() {
+                break;
+            }
+            out.extend_from_slice(portion);
+        }
+        out.extend(decoder.finish().unwrap());
         out
     }
 

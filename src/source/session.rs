@@ -20,7 +20,7 @@ use tracing::debug;
 use crate::{
     binlog::{event::Cursor, gtid::GtidSet},
     mysql::wire::Wire,
-    support::{clock, secret::Secret},
+    support::{clock, hint::message, secret::Secret},
 };
 
 use super::{feed::Feed, stream};
@@ -73,7 +73,7 @@ impl Source {
                 let (feed, login) = (feed.clone(), login.clone());
                 tokio::spawn(async move {
                     if let Err(e) = serve(stream, &feed, &login).await {
-                        debug!(%peer, "a replica's connection ended: {e:#}");
+                        debug!(%peer, "a replica's connection ended: {}", message(&e));
                     }
                 });
             }

@@ -19,6 +19,7 @@ use crate::{
         transaction::is_boundary,
     },
     mysql::wire::{Framer, Wire},
+    support::hint::message,
 };
 
 use super::feed::{Feed, Leg};
@@ -110,7 +111,7 @@ impl Sender<'_> {
 
     /// Tells whoever waits for the replica that the archive is at fault.
     fn fail(&self, error: anyhow::Error) -> anyhow::Error {
-        let text = format!("{error:#}");
+        let text = message(&error);
         self.feed.progress.failed(error);
         anyhow::anyhow!(text)
     }

@@ -10,6 +10,7 @@ pub mod moto;
 pub mod mysql;
 pub mod node;
 pub mod shipped;
+pub mod story;
 pub mod truth;
 
 /// A skipped test is visible: the test harness holds back what `eprintln!` says.

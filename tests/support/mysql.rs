@@ -43,12 +43,18 @@ pub struct Server {
 impl Server {
     /// A new, empty server. `options` go to its command line.
     pub async fn start(options: &[&str]) -> Server {
+        Server::start_prepared(options, |_| {}).await
+    }
+
+    /// A new, empty server; `prepare` puts what it needs into its data folder before the first start.
+    pub async fn start_prepared(options: &[&str], prepare: impl FnOnce(&Path)) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let datadir = dir.path().join("data");
         let arguments = [base(&datadir), vec!["--innodb-redo-log-capacity=16M".into()]].concat();
         initialize(&mysqld(), &arguments, &dir.path().join("init.log"), START_TIMEOUT)
             .await
             .unwrap();
+        prepare(&datadir);
         let server = Server::start_in(dir, datadir, options).await;
         let mut root = server.root().await;
         for sql in [

@@ -26,6 +26,8 @@ use super::mysql::{PASSWORD, Server, mysqld};
 pub const SHARD: &str = "test-shard";
 /// For anything that a healthy agent does within a second or two.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Events that were enabled at the recovered moment would change the recovered server before a test has looked at it.
+const RECOVERED_OPTIONS: [&str; 2] = ["--server-id=2", "--event-scheduler=OFF"];
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Folders and a configuration around an archive in a folder.
@@ -225,8 +227,41 @@ impl Node {
         let report = self
             .json(&[&["recover", "--target-dir", path_text(&target)], arguments].concat())
             .await;
-        (Server::start_on(&target, &["--server-id=2"]).await, report)
+        (Server::start_on(&target, &RECOVERED_OPTIONS).await, report)
     }
+
+    /// As [`Node::recover`], and the most memory that `recover` itself held, in bytes.
+    pub async fn recover_measured(&self, name: &str, arguments: &[&str]) -> (Server, u64) {
+        let target = self.target(name);
+        let mut child = self
+            .command(&[&["recover", "--target-dir", path_text(&target)], arguments].concat())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut peak_bytes = 0;
+        let status = loop {
+            // A zombie has no memory left to tell of. The mark only rises, and verifying takes seconds after the replay.
+            peak_bytes = child
+                .id()
+                .and_then(peak_memory_bytes)
+                .map_or(peak_bytes, |now| now.max(peak_bytes));
+            match timeout(LOOK_INTERVAL, child.wait()).await {
+                Ok(status) => break status.unwrap(),
+                Err(_) => continue,
+            }
+        };
+        assert!(status.success(), "recover {arguments:?} ended with {status}");
+        (Server::start_on(&target, &RECOVERED_OPTIONS).await, peak_bytes)
+    }
+}
+
+/// The most memory that a process has held so far.
+pub fn peak_memory_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
 pub fn path_text(path: &Path) -> &str {
@@ -251,6 +286,10 @@ impl Agent {
     /// kill -9.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("the agent runs")
     }
 
     pub fn log(&self) -> String {

@@ -1,0 +1,14 @@
+CREATE USER app@'%' IDENTIFIED BY 'secret', reader@'10.0.0.0/255.0.0.0' REQUIRE SSL WITH MAX_USER_CONNECTIONS 5 COMMENT 'the ''app''';
+CREATE ROLE readers, `does anything`;
+GRANT SELECT, INSERT (id), UPDATE (id) ON story.moment TO app@'%';
+GRANT SELECT ON story.* TO readers;
+GRANT readers TO app@'%' WITH ADMIN OPTION;
+GRANT BACKUP_ADMIN, CREATE ROLE ON *.* TO `does anything`;
+SET DEFAULT ROLE readers TO app@'%';
+ALTER USER app@'%' IDENTIFIED BY 'changed' RETAIN CURRENT PASSWORD;
+SET PASSWORD FOR reader@'10.0.0.0/255.0.0.0' = 'x';
+REVOKE INSERT (id) ON story.moment FROM app@'%';
+RENAME USER reader@'10.0.0.0/255.0.0.0' TO reader@localhost;
+ALTER USER reader@localhost ACCOUNT LOCK PASSWORD EXPIRE INTERVAL 30 DAY;
+CREATE USER passing@localhost;
+DROP USER passing@localhost;
