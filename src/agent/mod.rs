@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
-    time::{interval, timeout},
+    time::{Instant, interval, timeout},
 };
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -27,6 +27,7 @@ use crate::{
     support::{
         hint::{render, with_hint},
         progress::Progress,
+        retry::Backoff,
     },
 };
 
@@ -115,6 +116,11 @@ pub async fn wait_for_signal() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Between attempts at the first snapshot of a root.
+fn retry_first() -> Backoff {
+    Backoff::new(Duration::from_secs(5), Duration::from_secs(300))
+}
+
 /// Takes the snapshots that are asked for in the bucket, and the first one of every root timeline.
 struct Snapshots {
     archive: Archive,
@@ -128,11 +134,13 @@ impl Snapshots {
     async fn run(self) {
         let mut looks = interval(request::POLL_INTERVAL);
         let (mut seen, mut swept) = (None, false);
+        // When to try the root's first snapshot, if one is wanted.
+        let (mut first_due, mut backoff) = (None, retry_first());
         loop {
-            let first_of_root = tokio::select! {
-                () = self.wanted.notified() => true,
-                _ = looks.tick() => false,
-            };
+            tokio::select! {
+                () = self.wanted.notified() => (first_due, backoff) = (Some(Instant::now()), retry_first()),
+                _ = looks.tick() => {}
+            }
             if !self.status.borrow().primary {
                 continue;
             }
@@ -141,11 +149,13 @@ impl Snapshots {
                     self.sweep().await?;
                     swept = true;
                 }
-                if first_of_root {
-                    self.first_of_root().await
-                } else {
-                    self.requested(&mut seen).await
+                if first_due.is_some_and(|due| due <= Instant::now()) {
+                    // Until it succeeds, nothing is recoverable.
+                    first_due = Some(Instant::now() + backoff.step());
+                    self.first_of_root().await?;
+                    first_due = None;
                 }
+                self.requested(&mut seen).await
             };
             if let Err(e) = done.await {
                 error!("snapshots: {}", render(&e));

@@ -49,7 +49,7 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 async fn alone(archive: &Archive, config: &Config, progress: &Progress) -> anyhow::Result<Snapshot> {
     let (endpoint, settings) = (config.endpoint()?, agent::snapshot_settings(config));
     let mut session = Session::connect(&endpoint).await?;
-    let timeline = settle_server(archive, &mut session).await?;
+    let timeline = settle_server(archive, &endpoint, &mut session).await?;
     session.close().await;
     take::sweep(archive, &settings, timeline.server_uuid).await?;
     take::take(archive, &endpoint, &settings, &take::new_id(), progress).await

@@ -25,7 +25,8 @@ pub enum Tls {
     Disabled,
     /// Encrypted, whoever answers: MySQL's self-made certificates are accepted.
     Required,
-    /// Encrypted, and the server's certificate must descend from one in this PEM file.
+    /// Encrypted, and the server's certificate must descend from one in this PEM file and bear the name by which the server is
+    /// addressed. (MySQL's self-made certificates bear none. mysql_async 0.37.1 cannot leave the name out of account.)
     VerifyCa(PathBuf),
 }
 

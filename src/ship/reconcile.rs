@@ -66,8 +66,20 @@ pub async fn reconcile(
     };
     let mut met_any = false;
     for file in files.into_iter().rev() {
-        let found = find(endpoint, &file.name, &stored).await?;
+        let namesakes: Vec<&StoredBinlog> = stored.iter().filter(|b| b.place().name == file.name).collect();
+        let identity = if namesakes.is_empty() {
+            None
+        } else {
+            identify(endpoint, &file.name).await?
+        };
+        let is_it = |b: &&&StoredBinlog| identity.as_ref().is_some_and(|i| i.fingerprint == b.opening.fingerprint);
+        let found = namesakes.iter().find(is_it);
         met_any |= found.is_some();
+        // A server gives a name twice only when it begins anew.
+        if identity.is_some() && found.is_none() && namesakes.iter().any(|b| b.opening.timeline == timeline) {
+            warn!(binlog = %file.name, "the server has another binlog under the name of one that was shipped: its history was replaced");
+            todo.history_was_replaced = true;
+        }
         if let Some(StoredBinlog {
             form: Form::Sealed(manifest),
             ..
@@ -96,24 +108,11 @@ pub async fn reconcile(
         .iter()
         .filter(|b| b.opening.timeline == timeline && !is_there(b.place()));
     todo.vanished_label_ns = vanished.map(|b| b.place().label_ns).max();
-    if !met_any {
+    if !met_any && !todo.history_was_replaced {
         todo.history_was_replaced = !holds_what_was_shipped(archive, session, server_uuid, timeline).await?;
     }
     debug!(binlogs = todo.binlogs.len(), met_any, "compared the server with the archive");
     Ok(todo)
-}
-
-/// The archived binlog that the server's file `name` is.
-async fn find<'a>(endpoint: &Endpoint, name: &str, stored: &'a [StoredBinlog]) -> anyhow::Result<Option<&'a StoredBinlog>> {
-    if !stored.iter().any(|b| b.place().name == name) {
-        return Ok(None);
-    }
-    let identity = identify(endpoint, name).await?;
-    Ok(identity.and_then(|i| {
-        stored
-            .iter()
-            .find(|b| b.place().name == name && b.opening.fingerprint == i.fingerprint)
-    }))
 }
 
 /// Whether the server's gtid_executed holds everything that the archive has of this timeline.
@@ -138,7 +137,7 @@ async fn holds_what_was_shipped(
         warn!(%missing, "the server lacks transactions that were shipped from it: its history was replaced");
     }
     // GTIDs are reused after a RESET, and a tail's transactions are not known without reading it. But nothing was purged,
-    // so the server's first binlog would have been met, had it been there when something of this timeline was stored.
-    let begins_anew = !(shipped.is_empty() && gtids.is_empty()) && session.gtid_purged().await?.is_empty();
+    // so the server's first binlog would have been met, had it been there when binlogs of this timeline were shipped.
+    let begins_anew = !shipped.is_empty() && session.gtid_purged().await?.is_empty();
     Ok(missing.is_empty() && !begins_anew)
 }

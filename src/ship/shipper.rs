@@ -22,7 +22,7 @@ use crate::{
 use super::{
     catalog::Catalog,
     lineage::{Claim, Claimant, claim_timeline, settle},
-    reconcile::reconcile,
+    reconcile::{Todo, reconcile},
     round::{Round, Settings, Status, stopped},
     tail::Tail,
 };
@@ -75,19 +75,7 @@ impl Shipper {
             session.close().await;
             return Ok(());
         }
-        let mut timeline = settle_server(&self.archive, &mut session).await?;
-        let server_uuid = timeline.server_uuid;
-        let mut todo = reconcile(&self.archive, &self.endpoint, &mut session, server_uuid, timeline.id).await?;
-        if todo.history_was_replaced {
-            error!("the server's history begins anew (RESET BINARY LOGS AND GTIDS?): a new root timeline and a snapshot follow");
-            let claim = Claim {
-                parent: None,
-                branch_set: GtidSet::new(),
-                reason: Reason::Reset,
-                adopted: timeline.adopted,
-            };
-            timeline = claim_timeline(&self.archive, &self.archive.timelines().await?, server_uuid, claim).await?;
-        }
+        let (timeline, mut todo) = settle_and_reconcile(&self.archive, &self.endpoint, &mut session).await?;
         if timeline.parent.is_none() {
             self.snapshot_wanted.notify_one();
         }
@@ -97,11 +85,11 @@ impl Shipper {
             catalog: self.catalog.clone(),
             settings: self.settings.clone(),
             status: self.status.clone(),
-            server_uuid,
+            server_uuid: timeline.server_uuid,
             timeline,
             purged: session.gtid_purged().await?,
             crashed: todo.ending_before == Some(Ending::Crash),
-            vanished_label_ns: todo.vanished_label_ns.filter(|_| !todo.history_was_replaced),
+            vanished_label_ns: todo.vanished_label_ns,
         };
         session.close().await;
         let live = todo.binlogs.pop().context("the server has no binlog; is log_bin on?")?;
@@ -118,18 +106,36 @@ impl Shipper {
     }
 }
 
-/// The timeline on which the server behind `session` goes on, claimed if it has none.
-pub async fn settle_server(archive: &Archive, session: &mut Session) -> anyhow::Result<Timeline> {
+/// The timeline on which the server behind `session` goes on, claimed if it has none, or if its history is not the one that was
+/// shipped.
+pub async fn settle_server(archive: &Archive, endpoint: &Endpoint, session: &mut Session) -> anyhow::Result<Timeline> {
+    Ok(settle_and_reconcile(archive, endpoint, session).await?.0)
+}
+
+async fn settle_and_reconcile(archive: &Archive, endpoint: &Endpoint, session: &mut Session) -> anyhow::Result<(Timeline, Todo)> {
     let variables = session.variables().await?;
+    let server_uuid = variables.server_uuid()?;
     let descent = read_descent(&variables.datadir(), archive)?;
-    settle(
-        archive,
-        &Claimant {
-            server_uuid: variables.server_uuid()?,
-            descent: descent.as_ref(),
-        },
-    )
-    .await
+    let claimant = Claimant {
+        server_uuid,
+        descent: descent.as_ref(),
+    };
+    let timeline = settle(archive, &claimant).await?;
+    let todo = reconcile(archive, endpoint, session, server_uuid, timeline.id).await?;
+    if !todo.history_was_replaced {
+        return Ok((timeline, todo));
+    }
+    error!("the server's history begins anew (RESET BINARY LOGS AND GTIDS?): a new root timeline and a snapshot follow");
+    let claim = Claim {
+        parent: None,
+        branch_set: GtidSet::new(),
+        reason: Reason::Reset,
+        adopted: timeline.adopted,
+    };
+    let root = claim_timeline(archive, &archive.timelines().await?, server_uuid, claim).await?;
+    // What the old history left behind is none of the root's business.
+    let todo = reconcile(archive, endpoint, session, server_uuid, root.id).await?;
+    Ok((root, todo))
 }
 
 /// What `recover` left in the datadir, if this server comes from it.

@@ -30,7 +30,7 @@ use super::{
     cutter::{Action, Cutter},
     puts::{finish_once, put_once},
     round::{Round, Status, stopped},
-    seal::{ToSeal, seal},
+    seal::{ToSeal, identify, seal},
 };
 
 /// Segments being stored at a time; more hide the store's latency, and each holds a segment in memory.
@@ -58,6 +58,8 @@ pub struct Tail<'r> {
     /// Binlogs are sealed one after the other.
     sealing: Arc<Mutex<()>>,
     deadline: Option<Instant>,
+    /// The fingerprint that the server's file of this name had at the last look.
+    first_seen: Option<String>,
 }
 
 impl<'r> Tail<'r> {
@@ -86,6 +88,7 @@ impl<'r> Tail<'r> {
             seals: JoinSet::new(),
             sealing: Arc::default(),
             deadline: None,
+            first_seen: None,
         }
     }
 
@@ -135,9 +138,27 @@ impl<'r> Tail<'r> {
             }
             DumpItem::Binlog { name, .. } if name == self.name => Ok(()),
             DumpItem::Binlog { name, position } => self.rotate(name, position).await,
-            DumpItem::Heartbeat => Ok(()),
+            DumpItem::Heartbeat => self.ensure_same_binlog().await,
             DumpItem::End => bail!("the server ended the binlog stream"),
         }
+    }
+
+    /// After RESET BINARY LOGS AND GTIDS the server goes on reading the old file for this stream, without an error and without an
+    /// end, while a new one of the same name grows. So whenever nothing came for a while, the server's file is looked at again.
+    async fn ensure_same_binlog(&mut self) -> anyhow::Result<()> {
+        let identity = identify(&self.round.endpoint, &self.name).await?;
+        let there = identity.map(|i| i.fingerprint);
+        let followed = self.opening.as_ref().map(|o| o.fingerprint.clone());
+        let same = match (&followed, &there) {
+            (Some(followed), there) => there.as_ref() == Some(followed),
+            // Its first transaction is on its way, unless it was there at the last look already.
+            (None, there) => there.is_none() || self.first_seen.as_ref() != there.as_ref(),
+        };
+        self.first_seen = there;
+        if !same {
+            bail!("the server's binlog {} is not the one that was followed", self.name);
+        }
+        Ok(())
     }
 
     /// Cuts and stores what there is.
@@ -271,6 +292,7 @@ impl<'r> Tail<'r> {
         self.splitter = after_magic();
         self.cutter = Cutter::new(self.round.settings.codec, self.round.settings.segment_bytes);
         self.deadline = None;
+        self.first_seen = None;
         Ok(())
     }
 

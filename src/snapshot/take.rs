@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use jiff::{Timestamp, tz::TimeZone};
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -15,6 +15,7 @@ use crate::{
         codec::Codec,
         keys,
         listing::Archive,
+        path::Path as TimelinePath,
         records::{FORMAT_VERSION, Provider, Snapshot, SnapshotState},
     },
     mysql::{
@@ -22,6 +23,7 @@ use crate::{
         preflight,
         query::{Session, Variables},
     },
+    ship::settle_server,
     store::Put,
     support::{
         clock,
@@ -64,7 +66,7 @@ fn is_id(name: &str) -> bool {
         && name.as_bytes()[..8].iter().all(u8::is_ascii_digit)
 }
 
-/// Takes a snapshot under the name `id`. The server's own timeline must exist.
+/// Takes a snapshot under the name `id`. Its timeline is claimed if it has none.
 pub async fn take(
     archive: &Archive,
     endpoint: &Endpoint,
@@ -74,14 +76,13 @@ pub async fn take(
 ) -> anyhow::Result<Snapshot> {
     let mut session = Session::connect(endpoint).await?;
     let variables = session.variables().await?;
-    preflight(&mut session, settings).await?;
     let server_uuid = variables.server_uuid()?;
     let record = Snapshot {
         format: FORMAT_VERSION,
         id: id.to_owned(),
         state: SnapshotState::Started,
         provider: Provider::Clone,
-        timeline: own_timeline(archive, server_uuid).await?,
+        timeline: settle_server(archive, endpoint, &mut session).await?.id,
         server_uuid,
         server_version: variables.version().to_owned(),
         started_at_us: clock::now_us(),
@@ -150,11 +151,19 @@ async fn copy(
     record: Snapshot,
     progress: &Progress,
 ) -> anyhow::Result<Snapshot> {
+    preflight(session, settings).await?;
     progress.phase("cloning the data");
     let staged = clone::clone_into(endpoint, &settings.staging_dir, &record.id, progress).await?;
     let gtids_after = session.gtid_executed().await?;
     // The server's timeline may have changed since; what was copied belongs to the one that it is on now.
-    let timeline = own_timeline(archive, record.server_uuid).await?;
+    let timeline = settle_server(archive, endpoint, session).await?.id;
+    let path = TimelinePath::find(&archive.timelines().await?, Some(timeline))?;
+    if path.inherited(record.timeline).is_none() || !record.gtids_before.is_subset(&gtids_after) {
+        return Err(anyhow::anyhow!(
+            "the server's history began anew while it was copied (RESET BINARY LOGS AND GTIDS)"
+        ))
+        .hint("take the snapshot again");
+    }
     progress.phase("storing the copy");
     let packed = tarball::pack(staged.path(), &archive.store, &record.data_key, settings.codec, |stored| {
         progress.update(|| human_bytes(stored));
@@ -180,13 +189,6 @@ async fn end(archive: &Archive, ended: &Snapshot) -> anyhow::Result<()> {
         bail!("the record of snapshot {} was changed by somebody else", ended.id);
     }
     Ok(())
-}
-
-async fn own_timeline(archive: &Archive, server_uuid: Uuid) -> anyhow::Result<u32> {
-    let timelines = archive.timelines().await?;
-    let own = timelines.iter().filter(|t| t.server_uuid == server_uuid).map(|t| t.id).max();
-    own.with_context(|| format!("server {server_uuid} has no timeline yet"))
-        .hint("start its agent first")
 }
 
 fn startup_variables(variables: &Variables) -> BTreeMap<String, String> {

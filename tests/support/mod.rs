@@ -2,9 +2,14 @@
 // Every test file compiles this for itself and uses a part of it.
 #![allow(dead_code)]
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
 pub mod moto;
 pub mod mysql;
 pub mod node;
+pub mod shipped;
 pub mod story;
 pub mod truth;
 
@@ -12,4 +17,14 @@ pub mod truth;
 pub fn skipped(reason: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "SKIPPED: {reason}");
+}
+
+/// Waits until `is_so`, for as long as a healthy agent on a busy machine may take.
+pub async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+    let deadline = Instant::now() + node::PATIENCE;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "not within {:?}: {what}", node::PATIENCE);
+        sleep(LOOK_INTERVAL).await;
+    }
 }
