@@ -3,7 +3,7 @@
 //! Pure. The path of a timeline is its chain of parents. What counts of a timeline on the path is what every later one on
 //! the path inherits (its `branch_set`), then the later ones' own transactions.
 
-use crate::binlog::gtid::GtidSet;
+use crate::binlog::gtid::{Gtid, GtidSet};
 
 use super::records::{Snapshot, SnapshotState, Timeline};
 
@@ -93,6 +93,13 @@ impl Inherited {
         match self {
             Inherited::All => set.clone(),
             Inherited::Only(only) => set.intersect(only),
+        }
+    }
+
+    pub fn contains(&self, gtid: &Gtid) -> bool {
+        match self {
+            Inherited::All => true,
+            Inherited::Only(only) => only.contains(gtid),
         }
     }
 

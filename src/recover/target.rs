@@ -50,6 +50,17 @@ pub struct Stop {
     pub position: u64,
 }
 
+impl Stop {
+    fn at(t: &Transaction, binlog: &StoredBinlog, path: &Path) -> Stop {
+        Stop {
+            gtid: t.gtid,
+            commit_us: commit_us(t, binlog.place().server_uuid, path),
+            binlog: binlog.place().name.clone(),
+            position: t.start,
+        }
+    }
+}
+
 /// What a target means in this archive.
 #[derive(Debug, Clone)]
 pub struct Resolved {
@@ -100,6 +111,7 @@ pub async fn resolve(archive: &Archive, path: &Path, binlogs: &[PathBinlog], tar
         binlogs,
         gtids: GtidSet::new(),
         last: None,
+        taken: None,
         read: Vec::new(),
     };
     match target {
@@ -115,6 +127,8 @@ struct Resolver<'a> {
     binlogs: &'a [PathBinlog],
     gtids: GtidSet,
     last: Option<Stop>,
+    /// The binlog that holds the last transaction, where that was taken by its manifest: which one it is, is not known then.
+    taken: Option<usize>,
     read: Vec<(usize, GtidSet)>,
 }
 
@@ -127,7 +141,7 @@ impl Resolver<'_> {
             }
         }
         let all = self.binlogs.len();
-        Ok(self.resolved(all, None))
+        self.resolved(all, None).await
     }
 
     async fn time(mut self, target_us: i64) -> anyhow::Result<Resolved> {
@@ -138,10 +152,10 @@ impl Resolver<'_> {
             }
             let (server, path) = (self.binlogs[i].binlog.place().server_uuid, self.path);
             if let Some(stop) = self.read_until(i, |t| commit_us(t, server, path) > target_us).await? {
-                return Ok(self.resolved(i + 1, Some(stop)));
+                return self.resolved(i + 1, Some(stop)).await;
             }
         }
-        let until = self.last.as_ref().map(|s| clock::format_utc(s.commit_us));
+        let until = self.find_last().await?.map(|s| clock::format_utc(s.commit_us));
         let e = match until {
             Some(until) => anyhow::anyhow!(
                 "the archive ends at {until}, before the target {}",
@@ -165,14 +179,14 @@ impl Resolver<'_> {
                 continue;
             };
             if exclusive {
-                return Ok(self.resolved(i + 1, Some(stop)));
+                return self.resolved(i + 1, Some(stop)).await;
             }
             self.gtids.insert(gtid);
             if let Some((_, set)) = self.read.last_mut() {
                 set.insert(gtid);
             }
-            self.last = Some(stop);
-            return Ok(self.resolved(i + 1, None));
+            (self.last, self.taken) = (Some(stop), None);
+            return self.resolved(i + 1, None).await;
         }
         let e = anyhow::anyhow!("the archive's path does not hold transaction {gtid}");
         Err(with_hint(
@@ -188,15 +202,19 @@ impl Resolver<'_> {
         if manifest.commit_us_max.is_some_and(|max| max > until_us) {
             return false;
         }
+        let counts = inherited.of(&manifest.gtids);
+        if !counts.is_empty() {
+            (self.last, self.taken) = (None, Some(i));
+        }
         self.gtids.add(&inherited.of(&binlog.opening.held_before));
-        self.gtids.add(&inherited.of(&manifest.gtids));
+        self.gtids.add(&counts);
         true
     }
 
     /// Reads a binlog up to the first transaction that counts and that `stop` names.
     async fn read_until(&mut self, i: usize, stop: impl Fn(&Transaction) -> bool) -> anyhow::Result<Option<Stop>> {
         let PathBinlog { binlog, inherited } = &self.binlogs[i];
-        let (server, path) = (binlog.place().server_uuid, self.path);
+        let path = self.path;
         self.gtids.add(&inherited.of(&binlog.opening.held_before));
         let mut tracker = Tracker::default();
         let (mut stopped, mut last, mut here) = (None, None, GtidSet::new());
@@ -205,19 +223,10 @@ impl Resolver<'_> {
             let Some(t) = tracker.piece(piece)? else {
                 return Ok(Flow::Continue);
             };
-            let counts = match inherited {
-                Inherited::All => true,
-                Inherited::Only(set) => set.contains(&t.gtid),
-            };
-            if !counts || (gtids.contains(&t.gtid) && !here.contains(&t.gtid)) {
+            if !inherited.contains(&t.gtid) || (gtids.contains(&t.gtid) && !here.contains(&t.gtid)) {
                 return Ok(Flow::Continue);
             }
-            let at = Stop {
-                gtid: t.gtid,
-                commit_us: commit_us(&t, server, path),
-                binlog: binlog.place().name.clone(),
-                position: t.start,
-            };
+            let at = Stop::at(&t, binlog, path);
             if stop(&t) {
                 stopped = Some(at);
                 return Ok(Flow::Enough);
@@ -228,19 +237,38 @@ impl Resolver<'_> {
             Ok(Flow::Continue)
         })
         .await?;
-        self.last = last.or(self.last.take());
+        if last.is_some() {
+            (self.last, self.taken) = (last, None);
+        }
         self.read.push((i, here));
         Ok(stopped)
     }
 
-    fn resolved(self, binlogs_until: usize, first_left_out: Option<Stop>) -> Resolved {
-        Resolved {
+    async fn resolved(mut self, binlogs_until: usize, first_left_out: Option<Stop>) -> anyhow::Result<Resolved> {
+        Ok(Resolved {
+            last: self.find_last().await?,
             gtids: self.gtids,
             binlogs_until,
-            last: self.last,
             first_left_out,
             read: self.read,
-        }
+        })
+    }
+
+    /// The last transaction that is included.
+    async fn find_last(&mut self) -> anyhow::Result<Option<Stop>> {
+        let Some(i) = self.taken else { return Ok(self.last.take()) };
+        let PathBinlog { binlog, inherited } = &self.binlogs[i];
+        let (mut tracker, mut last) = (Tracker::default(), None);
+        visit(self.archive, binlog, |piece| {
+            if let Some(t) = tracker.piece(piece)?
+                && inherited.contains(&t.gtid)
+            {
+                last = Some(Stop::at(&t, binlog, self.path));
+            }
+            Ok(Flow::Continue)
+        })
+        .await?;
+        Ok(last)
     }
 }
 
