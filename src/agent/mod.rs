@@ -141,7 +141,7 @@ impl Snapshots {
                 () = self.wanted.notified() => (first_due, backoff) = (Some(Instant::now()), retry_first()),
                 _ = looks.tick() => {}
             }
-            if !self.status.borrow().primary {
+            if self.status.borrow().primary != Some(true) {
                 continue;
             }
             let done = async {
@@ -171,14 +171,18 @@ impl Snapshots {
         Session::connect(&self.endpoint).await?.variables().await?.server_uuid()
     }
 
+    /// The shard's current timeline, if this server is the one that it names: only its snapshots serve anybody.
+    async fn own_tip(&self) -> anyhow::Result<Option<u32>> {
+        let (timelines, server_uuid) = (self.archive.timelines().await?, self.server_uuid().await?);
+        Ok(path::tip(&timelines)
+            .filter(|tip| tip.server_uuid == server_uuid)
+            .map(|tip| tip.id))
+    }
+
     /// A root inherits nothing, so that it is recoverable only from a snapshot of its own on.
     async fn first_of_root(&self) -> anyhow::Result<()> {
-        let timelines = self.archive.timelines().await?;
-        let server_uuid = self.server_uuid().await?;
-        let Some(tip) = path::tip(&timelines).filter(|tip| tip.server_uuid == server_uuid) else {
-            return Ok(());
-        };
-        let is_its_own = |s: &Snapshot| s.timeline == tip.id && s.state == SnapshotState::Complete;
+        let Some(tip) = self.own_tip().await? else { return Ok(()) };
+        let is_its_own = |s: &Snapshot| s.timeline == tip && s.state == SnapshotState::Complete;
         if self.archive.snapshots().await?.iter().any(is_its_own) {
             return Ok(());
         }
@@ -186,7 +190,11 @@ impl Snapshots {
     }
 
     async fn requested(&self, seen: &mut Option<String>) -> anyhow::Result<()> {
-        for id in request::open_requests(&self.archive, seen.as_deref()).await? {
+        let requests = request::open_requests(&self.archive, seen.as_deref()).await?;
+        if requests.is_empty() || self.own_tip().await?.is_none() {
+            return Ok(());
+        }
+        for id in requests {
             self.take(&id).await?;
             *seen = Some(id);
         }

@@ -7,7 +7,10 @@ use crate::{
     mysql::query::Session,
     ship::{catalog::StateLock, settle_server},
     snapshot::{request, take},
-    support::progress::{Progress, human_bytes},
+    support::{
+        hint::with_hint,
+        progress::{Progress, human_bytes},
+    },
 };
 
 use super::output::{self, say};
@@ -49,6 +52,13 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 async fn alone(archive: &Archive, config: &Config, progress: &Progress) -> anyhow::Result<Snapshot> {
     let (endpoint, settings) = (config.endpoint()?, agent::snapshot_settings(config));
     let mut session = Session::connect(&endpoint).await?;
+    if !session.is_writable().await? {
+        let e = anyhow::anyhow!(
+            "the server at {} is read-only: its snapshots would belong to no timeline of its own",
+            endpoint.address
+        );
+        return Err(with_hint(e, "take the snapshot on the primary"));
+    }
     let timeline = settle_server(archive, &endpoint, &mut session).await?;
     session.close().await;
     take::sweep(archive, &settings, timeline.server_uuid).await?;

@@ -40,8 +40,8 @@ pub struct Settings {
 /// Where shipping stands.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
-    /// Whether the server is writable, which in standalone mode makes it the primary.
-    pub primary: bool,
+    /// Whether the server is writable, which in standalone mode makes it the primary; None before the first look.
+    pub primary: Option<bool>,
     pub timeline: Option<u32>,
     /// The watermark: binlog and position up to which everything is stored.
     pub durable: Option<(String, u64)>,

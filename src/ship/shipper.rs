@@ -5,9 +5,9 @@ use std::{path::Path, sync::Arc, time::Duration};
 use anyhow::Context;
 use tokio::{
     sync::{Notify, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     archive::{
@@ -15,8 +15,14 @@ use crate::{
         records::{DESCENT_FILE, Descent, Ending, Reason, Timeline},
     },
     binlog::gtid::GtidSet,
-    mysql::{endpoint::Endpoint, query::Session},
-    support::{hint::render, retry::Backoff},
+    mysql::{
+        endpoint::Endpoint,
+        query::{Session, Variables},
+    },
+    support::{
+        hint::{render, with_hint},
+        retry::Backoff,
+    },
 };
 
 use super::{
@@ -31,6 +37,8 @@ use super::{
 const ROLE_INTERVAL: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(15);
+/// After that a human must look.
+const FAILING_TOLERATED: Duration = Duration::from_secs(60);
 
 /// Ships one server's binlogs.
 pub struct Shipper {
@@ -47,16 +55,29 @@ impl Shipper {
     /// Ships until `stop`; failures are logged and tried again, for as long as it takes.
     pub async fn run(&self, mut stop: watch::Receiver<bool>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        let mut failing_since = None;
         loop {
-            let started = tokio::time::Instant::now();
+            let started = Instant::now();
             let wait = match self.round(&mut stop).await {
                 Ok(()) if *stop.borrow() => return,
-                Ok(()) => ROLE_INTERVAL,
+                Ok(()) => {
+                    failing_since = None;
+                    ROLE_INTERVAL
+                }
                 Err(e) => {
                     if started.elapsed() > RETRY_LONGEST {
-                        backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+                        (backoff, failing_since) = (Backoff::new(RETRY_FIRST, RETRY_LONGEST), None);
                     }
-                    warn!("shipping was interrupted and is tried again: {}", render(&e));
+                    let since = *failing_since.get_or_insert(started);
+                    let text = render(&e);
+                    if since.elapsed() > FAILING_TOLERATED {
+                        error!(
+                            "nothing was shipped for {} s, and it is tried again: {text}",
+                            since.elapsed().as_secs()
+                        );
+                    } else {
+                        warn!("shipping was interrupted and is tried again: {text}");
+                    }
                     backoff.step()
                 }
             };
@@ -70,7 +91,18 @@ impl Shipper {
     async fn round(&self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<()> {
         let mut session = Session::connect(&self.endpoint).await?;
         let primary = session.is_writable().await?;
-        self.status.send_modify(|s| s.primary = primary);
+        let mut before = None;
+        self.status.send_modify(|s| before = s.primary.replace(primary));
+        if before != Some(primary) {
+            info!(
+                "the server is {}",
+                if primary {
+                    "writable, and shipped"
+                } else {
+                    "read-only, and not shipped"
+                }
+            );
+        }
         if !primary {
             session.close().await;
             return Ok(());
@@ -102,7 +134,31 @@ impl Shipper {
         if let Some((opening, _)) = &live.known {
             round.resume(opening).await?;
         }
-        Tail::new(&mut round, &live.file.name, live.known).follow(stop).await
+        // A server that becomes read-only stops being shipped as an agent does that is stopped: what was received is stored.
+        let (end, mut ended) = watch::channel(false);
+        let watching = async {
+            tokio::select! {
+                () = stopped(stop) => {}
+                () = self.demoted() => info!("the server became read-only"),
+            }
+            end.send_replace(true);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            followed = Tail::new(&mut round, &live.file.name, live.known).follow(&mut ended) => followed,
+            () = watching => Ok(()),
+        }
+    }
+
+    /// Resolves once the server says that it is read-only. That it says nothing is the stream's matter.
+    async fn demoted(&self) {
+        loop {
+            sleep(ROLE_INTERVAL).await;
+            let looked = async { Session::connect(&self.endpoint).await?.is_writable().await };
+            if matches!(looked.await, Ok(false)) {
+                return;
+            }
+        }
     }
 }
 
@@ -114,6 +170,7 @@ pub async fn settle_server(archive: &Archive, endpoint: &Endpoint, session: &mut
 
 async fn settle_and_reconcile(archive: &Archive, endpoint: &Endpoint, session: &mut Session) -> anyhow::Result<(Timeline, Todo)> {
     let variables = session.variables().await?;
+    ensure_shippable(&variables)?;
     let server_uuid = variables.server_uuid()?;
     let descent = read_descent(&variables.datadir(), archive)?;
     let claimant = Claimant {
@@ -136,6 +193,23 @@ async fn settle_and_reconcile(archive: &Archive, endpoint: &Endpoint, session: &
     // What the old history left behind is none of the root's business.
     let todo = reconcile(archive, endpoint, session, server_uuid, root.id).await?;
     Ok((root, todo))
+}
+
+/// Without these nothing is claimed: there would be nothing to ship under the claim.
+fn ensure_shippable(variables: &Variables) -> anyhow::Result<()> {
+    for (name, needed) in [
+        ("log_bin", "start mysqld with --log-bin"),
+        ("gtid_mode", "set gtid_mode=ON and enforce_gtid_consistency=ON"),
+    ] {
+        if !variables.is_on(&[name]) {
+            let value = variables.get(&[name]).unwrap_or("not there");
+            return Err(with_hint(
+                anyhow::anyhow!("the server cannot be shipped from: its {name} is {value}"),
+                needed,
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What `recover` left in the datadir, if this server comes from it.
