@@ -12,8 +12,8 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use support::{
     eventually,
     mysql::Server,
-    node::{Node, PATIENCE},
-    shipped::{assert_the_servers_bytes, decoded, manifests, sealed_path, server_file},
+    node::{Node, PATIENCE, SHARD},
+    shipped::{self, assert_the_servers_bytes, decoded, manifests, sealed_path, server_file},
     skipped,
     truth::truth,
 };
@@ -177,16 +177,7 @@ async fn write_steadily(server: Arc<Server>, seed: u64, stopped: watch::Receiver
 
 /// Objects in the archive, whatever they are.
 fn objects(node: &Node) -> usize {
-    let (mut count, mut folders) = (0, vec![node.archive_dir.join(support::node::SHARD)]);
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
-                _ => count += 1,
-            }
-        }
-    }
-    count
+    shipped::objects(&node.archive_dir.join(SHARD)).len()
 }
 
 /// i3: SIGTERM cuts and stores what was received, long before the next flush is due.

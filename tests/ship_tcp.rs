@@ -2,8 +2,6 @@
 
 mod support;
 
-use std::fs;
-
 use mysql_pitr::{
     mysql::{
         dump::{AtEnd, Dump},
@@ -33,11 +31,8 @@ async fn allow_tcp(server: &Server) {
 /// A node that reaches the server over TCP; `tls`: lines of the [mysql] section.
 fn tcp_node(server: &Server, tls: &str) -> Node {
     let node = Node::new(server, "");
-    let config = fs::read_to_string(&node.config).unwrap();
     let socket = format!("socket = \"{}\"", server.socket.display());
-    let tcp = format!("host = \"127.0.0.1\"\nport = {}\n{tls}", server.port);
-    assert!(config.contains(&socket));
-    fs::write(&node.config, config.replace(&socket, &tcp)).unwrap();
+    node.reconfigure(&socket, &format!("host = \"127.0.0.1\"\nport = {}\n{tls}", server.port));
     node
 }
 

@@ -127,7 +127,7 @@ impl Archive {
         let what = || format!("object {}/{key} is not a record of this archive", self.store.url());
         let value: serde_json::Value = serde_json::from_slice(&bytes)
             .with_context(what)
-            .hint("restore the object from the other region's bucket")?;
+            .hint(self.record_hint(key))?;
         let format = value.get("format").and_then(serde_json::Value::as_u64);
         if format.is_some_and(|f| f > u64::from(FORMAT_VERSION)) {
             bail!(
@@ -135,10 +135,17 @@ impl Archive {
                 self.store.url()
             );
         }
-        let record = serde_json::from_value(value)
-            .with_context(what)
-            .hint("restore the object from the other region's bucket")?;
+        let record = serde_json::from_value(value).with_context(what).hint(self.record_hint(key))?;
         Ok((record, version))
+    }
+
+    fn record_hint(&self, key: &str) -> &'static str {
+        // Without a timeline the others say something else.
+        if key.starts_with(&keys::timelines_prefix(&self.shard)) {
+            "restore the object from the other region's bucket"
+        } else {
+            "restore the object from the other region's bucket; or move it away, to see what can be recovered without it"
+        }
     }
 
     /// Stores a record. `Ok(false)` where the condition does not hold.
@@ -227,6 +234,15 @@ impl Archive {
             form: Form::Tail(segments),
         };
         Ok(openings.into_iter().zip(tails.into_values()).map(stored).collect())
+    }
+
+    /// The binlogs that have segments but neither an opening nor a manifest: damage, or a replica of the bucket that is behind.
+    pub async fn unopened(&self) -> anyhow::Result<Vec<BinlogPlace>> {
+        let (sealed, tails) = (self.sealed_index().await?, self.tail_objects().await?);
+        let lost = tails
+            .into_iter()
+            .filter(|(place, (opened, _))| !opened && !sealed.contains_key(place));
+        Ok(lost.map(|(place, _)| place).collect())
     }
 
     /// Every binlog, sealed or not.

@@ -76,15 +76,19 @@ impl From<&Stop> for SummaryStop {
 /// Makes the plan for `target` on timeline `timeline`'s path, or the current one's. Changes nothing anywhere.
 pub async fn plan(archive: &Archive, timeline: Option<u32>, target: &Target) -> anyhow::Result<Plan> {
     let timelines = archive.timelines().await?;
-    let path = Path::find(&timelines, timeline).map_err(|e| {
-        let hint = match e {
-            PathError::Unknown(_) => "`mysql-pitr list` shows the timelines",
-            _ => "check shard and [store] url in the configuration",
-        };
-        let what = format!("there is nothing to recover in {}/{}", archive.store.url(), archive.shard);
-        with_hint(anyhow!(e).context(what), hint)
-    })?;
     let snapshots = archive.snapshots().await?;
+    let path = Path::find(&timelines, timeline).map_err(|e| {
+        let where_ = format!("{}/{}", archive.store.url(), archive.shard);
+        let hint = match e {
+            PathError::Unknown(id) if timeline == Some(id) => "`mysql-pitr list` shows the timelines".to_owned(),
+            PathError::Empty if snapshots.is_empty() => "check shard and [store] url in the configuration".to_owned(),
+            _ => format!("restore what is missing under {where_}/timelines/ from the other region's bucket"),
+        };
+        with_hint(
+            anyhow!(e).context(format!("there is no history to recover in {where_}")),
+            hint,
+        )
+    })?;
     let binlogs = path_binlogs(&path, archive.binlogs().await?);
     let resolved = resolve(archive, &path, &binlogs, target).await?;
     let snapshot = choose(&path, &snapshots, &resolved)?;
@@ -138,7 +142,7 @@ fn choose(path: &Path, snapshots: &[Snapshot], resolved: &Resolved) -> anyhow::R
             "there is no complete snapshot on the path of timeline {} to start from",
             path.last().id
         );
-        let hint = match complete.last() {
+        let hint = match complete.max_by_key(|s| s.started_at_us) {
             Some(other) => format!(
                 "take one with `mysql-pitr snapshot`, or choose another history: --timeline {} has one",
                 other.timeline

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     archive::{
-        listing::{Archive, Form, StoredBinlog},
+        listing::{Archive, Form, StoredBinlog, covered_end},
         path::{Inherited, Path},
         reader::{Flow, visit},
     },
@@ -140,6 +140,7 @@ impl Resolver<'_> {
                 self.read_until(i, |_| false).await?;
             }
         }
+        self.ensure_whole().await?;
         let all = self.binlogs.len();
         self.resolved(all, None).await
     }
@@ -155,6 +156,7 @@ impl Resolver<'_> {
                 return self.resolved(i + 1, Some(stop)).await;
             }
         }
+        self.ensure_whole().await?;
         let until = self.find_last().await?.map(|s| clock::format_utc(s.commit_us));
         let e = match until {
             Some(until) => anyhow::anyhow!(
@@ -188,11 +190,49 @@ impl Resolver<'_> {
             (self.last, self.taken) = (Some(stop), None);
             return self.resolved(i + 1, None).await;
         }
+        self.ensure_whole().await?;
         let e = anyhow::anyhow!("the archive's path does not hold transaction {gtid}");
         Err(with_hint(
             e,
             "`mysql-pitr list` shows what is archived; a transaction that no successor inherited lies on another timeline (--timeline)",
         ))
+    }
+
+    /// i8: what is stored but cannot be reached is a gap, and must not look like the end of the history. Gaps before the last
+    /// binlog show in what the next one says was executed before it.
+    async fn ensure_whole(&mut self) -> anyhow::Result<()> {
+        let url = self.archive.store.url();
+        self.last = self.find_last().await?;
+        self.taken = None;
+        let before = self.last.as_ref().map_or_else(String::new, |s| {
+            format!(", or recover what lies before it with --target-gtid {}", s.gtid)
+        });
+        let hint = format!(
+            "if it was being shipped at this moment, try again; else restore the object from the other region's bucket{before}"
+        );
+        if let Some(PathBinlog { binlog, .. }) = self.binlogs.last()
+            && let Form::Tail(segments) = &binlog.form
+        {
+            let end = covered_end(segments);
+            if let Some(beyond) = segments.iter().find(|s| s.range.start > end) {
+                let e = anyhow::anyhow!(
+                    "{} has a hole: its bytes from {end} on are missing before object {url}/{}",
+                    binlog.place(),
+                    beyond.key
+                );
+                return Err(with_hint(e, hint));
+            }
+        }
+        let server_uuid = self.path.last().server_uuid;
+        let unopened = self.archive.unopened().await?;
+        match unopened.iter().find(|place| place.server_uuid == server_uuid) {
+            None => Ok(()),
+            Some(place) => {
+                let key = place.opening_key(&self.archive.shard);
+                let e = anyhow::anyhow!("there is no object {url}/{key}, without which the segments beside it cannot be placed");
+                Err(with_hint(e, hint))
+            }
+        }
     }
 
     /// Takes a sealed binlog by its manifest if nothing in it can be committed after `until_us`.

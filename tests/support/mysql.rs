@@ -136,6 +136,11 @@ impl Server {
         self.process.take().expect("it runs").stop(START_TIMEOUT).await.unwrap();
     }
 
+    /// A clean shutdown of a server that is not needed any more.
+    pub async fn stop_for_good(mut self) {
+        self.stop().await;
+    }
+
     /// A session as root, which may do everything.
     pub async fn root(&self) -> Session {
         Session::connect(&self.root_endpoint()).await.unwrap()

@@ -35,6 +35,8 @@ pub struct Node {
     pub dir: TempDir,
     pub config: PathBuf,
     pub archive_dir: PathBuf,
+    /// For every command, the agent's too.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Node {
@@ -80,7 +82,33 @@ impl Node {
             config,
             archive_dir,
             dir,
+            environment: Vec::new(),
         }
+    }
+
+    /// Another one with the same archive and configuration, to be damaged.
+    pub fn copy(&self) -> Node {
+        self.copy_into(&std::env::temp_dir())
+    }
+
+    pub fn copy_into(&self, parent: &Path) -> Node {
+        let dir = tempfile::tempdir_in(parent).unwrap();
+        copy_folder(self.dir.path(), dir.path());
+        let node = Node {
+            config: dir.path().join(self.config.file_name().unwrap()),
+            archive_dir: dir.path().join(self.archive_dir.file_name().unwrap()),
+            dir,
+            environment: self.environment.clone(),
+        };
+        node.reconfigure(path_text(self.dir.path()), path_text(node.dir.path()));
+        node
+    }
+
+    /// Replaces a text of the configuration, wherever it occurs; it must.
+    pub fn reconfigure(&self, old: &str, new: &str) {
+        let text = fs::read_to_string(&self.config).unwrap();
+        assert!(text.contains(old), "`{old}` is not in:\n{text}");
+        fs::write(&self.config, text.replace(old, new)).unwrap();
     }
 
     pub fn state_path(&self) -> PathBuf {
@@ -133,9 +161,11 @@ impl Node {
         serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}"))
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// A command, not yet started.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mysql-pitr"));
         command.arg("--config").arg(&self.config).args(arguments).stdin(Stdio::null());
+        command.envs(self.environment.iter().cloned());
         command
     }
 
@@ -262,6 +292,19 @@ pub fn peak_memory_bytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kib = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let (entry, kind) = entry.map(|e| (e.path(), e.file_type().unwrap())).unwrap();
+        let copy = to.join(entry.file_name().unwrap());
+        if kind.is_dir() {
+            fs::create_dir(&copy).unwrap();
+            copy_folder(&entry, &copy);
+        } else {
+            fs::copy(&entry, &copy).unwrap();
+        }
+    }
 }
 
 pub fn path_text(path: &Path) -> &str {

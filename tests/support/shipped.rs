@@ -1,6 +1,11 @@
 //! What was shipped, against the server's own files.
 
-use std::{collections::BTreeSet, fs, io::Read, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use mysql_pitr::archive::{
     codec::Codec,
@@ -37,7 +42,7 @@ pub fn server_file(server: &Server, name: &str) -> Vec<u8> {
     bytes
 }
 
-pub fn sealed_path(node: &Node, manifest: &Manifest) -> std::path::PathBuf {
+pub fn sealed_path(node: &Node, manifest: &Manifest) -> PathBuf {
     let key = manifest.opening.place.sealed_key(&node.archive().shard, manifest.codec);
     node.archive_dir.join(key)
 }
@@ -92,4 +97,18 @@ pub async fn assert_the_servers_bytes(node: &Node, server: &Server) -> usize {
         }
     }
     count
+}
+
+/// The files below a folder, or none where there is no such folder.
+pub fn objects(folder: &Path) -> Vec<PathBuf> {
+    let (mut found, mut folders) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                _ => found.push(entry.path()),
+            }
+        }
+    }
+    found
 }

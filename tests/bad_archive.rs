@@ -1,0 +1,329 @@
+//! Damage in the archive, and targets that it cannot reach: each ends in one clear error that names the object, and leaves
+//! nothing that starts.
+
+mod support;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::LazyLock,
+    thread,
+};
+
+use support::{
+    golden::assert_error,
+    mysql::{Server, mysqld},
+    node::{Node, SHARD, path_text},
+    shipped,
+};
+
+const INSERT: &str = "INSERT INTO d.t (v) VALUES (REPEAT(RANDOM_BYTES(1000), 20))";
+const LATEST: &str = "--latest";
+
+/// One archive for all tests: `binlog.000001` with the snapshot's transactions 1 to 3 and 4 and 5, `binlog.000002` with 6 and 7,
+/// and segments of `binlog.000003` with 8, 9 and 10 in segments of their own. No server and no agent run any more.
+static ARCHIVED: LazyLock<Node> = LazyLock::new(|| {
+    let make = || tokio::runtime::Runtime::new().unwrap().block_on(archived());
+    // Nobody drops a static: what the last run left is removed by this one.
+    let parent = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bad_archive");
+    let _ = fs::remove_dir_all(&parent);
+    fs::create_dir_all(&parent).unwrap();
+    thread::spawn(make).join().unwrap().copy_into(&parent)
+});
+
+async fn archived() -> Node {
+    let server = Server::start(&[]).await;
+    server
+        .execute(&[
+            "CREATE DATABASE d",
+            "CREATE TABLE d.t (id INT PRIMARY KEY AUTO_INCREMENT, v LONGBLOB)",
+            INSERT,
+        ])
+        .await;
+    let node = Node::new(&server, "[ship]\nflush_interval = \"50ms\"\n");
+    let agent = node.agent();
+    node.wait_snapshots(1).await;
+    server
+        .execute(&[
+            INSERT,
+            INSERT,
+            "FLUSH LOCAL BINARY LOGS",
+            INSERT,
+            INSERT,
+            "FLUSH LOCAL BINARY LOGS",
+        ])
+        .await;
+    for _ in 0..3 {
+        server.execute(&[INSERT]).await;
+        node.wait_shipped(&server).await;
+    }
+    node.wait_sealed(2).await;
+    agent.stop().await;
+    server.stop_for_good().await;
+    assert!(segments(&node, "binlog.000003").len() >= 3);
+    node
+}
+
+/// The only object below the archive whose path satisfies `is_it`.
+fn object(node: &Node, is_it: impl Fn(&str) -> bool) -> PathBuf {
+    let mut found = shipped::objects(&node.archive_dir);
+    found.retain(|path| is_it(path_text(path)));
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+fn sealed(node: &Node, binlog: &str) -> PathBuf {
+    object(node, |path| path.ends_with(&format!("_{binlog}.zst")))
+}
+
+fn manifest(node: &Node, binlog: &str) -> PathBuf {
+    object(node, |path| path.ends_with(&format!("_{binlog}.zst.json")))
+}
+
+fn opening(node: &Node, binlog: &str) -> PathBuf {
+    object(node, |path| path.ends_with(&format!("_{binlog}/open.json")))
+}
+
+fn segments(node: &Node, binlog: &str) -> Vec<PathBuf> {
+    let mut found = shipped::objects(&node.archive_dir);
+    found.retain(|path| path_text(path).contains(&format!("_{binlog}/")) && !path.ends_with("open.json"));
+    found.sort();
+    found
+}
+
+fn snapshot_record(node: &Node) -> PathBuf {
+    object(node, |path| path.contains("/snapshots/") && path.ends_with(".json"))
+}
+
+fn snapshot_data(node: &Node) -> PathBuf {
+    object(node, |path| path.contains("/snapshots/") && path.ends_with(".tar.zst"))
+}
+
+fn timeline(node: &Node) -> PathBuf {
+    object(node, |path| path.contains("/timelines/"))
+}
+
+/// Something that is not there is named in the error by its absence alone.
+fn remove(path: PathBuf) {
+    fs::remove_file(path).unwrap();
+}
+
+/// Other bytes in the middle.
+fn corrupt(path: PathBuf) {
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4].iter_mut().for_each(|b| *b ^= 0xff);
+    fs::write(path, bytes).unwrap();
+}
+
+fn truncate(path: PathBuf) {
+    let bytes = fs::read(&path).unwrap();
+    fs::write(path, &bytes[..bytes.len() * 2 / 3]).unwrap();
+}
+
+/// Recovers from a damaged copy of the archive: it fails, says `case`'s text, and leaves a target that does not start.
+async fn recovery_fails(case: &str, damage: impl FnOnce(&Node), arguments: &[&str]) {
+    let node = ARCHIVED.copy();
+    damage(&node);
+    let target = node.target("target");
+    let said = node
+        .fails(&[&["recover", "--target-dir", path_text(&target)], arguments].concat())
+        .await;
+    assert_error(case, &said, &names(&node, &target));
+    let left: Vec<_> = fs::read_dir(&target)
+        .into_iter()
+        .flatten()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(left.is_empty() || left == [".mysql-pitr-recovery"], "{case}: {left:?}");
+}
+
+fn names<'a>(node: &'a Node, target: &'a Path) -> Vec<(&'a str, &'static str)> {
+    vec![
+        (path_text(target), "TARGET"),
+        (path_text(&node.archive_dir), "/ARCHIVE"),
+        (path_text(node.dir.path()), "/NODE"),
+    ]
+}
+
+/// What is needed and damaged is named, at the plan or at its first byte.
+#[tokio::test]
+async fn i6_damaged_binlogs_are_named() {
+    recovery_fails(
+        "segment: corrupted",
+        |n| corrupt(segments(n, "binlog.000003").remove(1)),
+        &[LATEST],
+    )
+    .await;
+    recovery_fails(
+        "segment: truncated",
+        |n| truncate(segments(n, "binlog.000003").remove(1)),
+        &[LATEST],
+    )
+    .await;
+    recovery_fails("sealed binlog: corrupted", |n| corrupt(sealed(n, "binlog.000002")), &[LATEST]).await;
+    recovery_fails(
+        "sealed binlog: truncated",
+        |n| truncate(sealed(n, "binlog.000002")),
+        &[LATEST],
+    )
+    .await;
+    recovery_fails("sealed binlog: missing", |n| remove(sealed(n, "binlog.000002")), &[LATEST]).await;
+}
+
+/// i8: less than everything is never recovered silently.
+#[tokio::test]
+async fn i8_missing_binlogs_are_named() {
+    recovery_fails(
+        "segment: missing",
+        |n| remove(segments(n, "binlog.000003").remove(1)),
+        &[LATEST],
+    )
+    .await;
+    recovery_fails(
+        "segment: the first is missing",
+        |n| remove(segments(n, "binlog.000003").remove(0)),
+        &[LATEST],
+    )
+    .await;
+    recovery_fails("opening: missing", |n| remove(opening(n, "binlog.000003")), &[LATEST]).await;
+    let all_of_the_second = |n: &Node| {
+        remove(sealed(n, "binlog.000002"));
+        remove(manifest(n, "binlog.000002"));
+        remove(opening(n, "binlog.000002"));
+        segments(n, "binlog.000002").into_iter().for_each(remove);
+    };
+    recovery_fails("binlog: missing", all_of_the_second, &[LATEST]).await;
+    let a_hole = |n: &Node| remove(segments(n, "binlog.000003").remove(1));
+    let time = ["--target-time", "2999-01-01T00:00:00Z"];
+    recovery_fails("segment: missing, and a time behind it", a_hole, &time).await;
+
+    // What does not need it is not kept from it; and without its manifest a binlog's segments still are its bytes.
+    let node = ARCHIVED.copy();
+    remove(segments(&node, "binlog.000003").remove(1));
+    node.ok(&["recover", "--dry-run", "--target-gtid", &gtid(5).await]).await;
+    remove(manifest(&node, "binlog.000002"));
+    node.ok(&["recover", "--dry-run", "--target-gtid", &gtid(7).await]).await;
+}
+
+#[tokio::test]
+async fn damaged_records_are_named() {
+    recovery_fails("manifest: corrupted", |n| truncate(manifest(n, "binlog.000002")), &[LATEST]).await;
+    recovery_fails("opening: corrupted", |n| corrupt(opening(n, "binlog.000003")), &[LATEST]).await;
+    recovery_fails("timeline: corrupted", |n| truncate(timeline(n)), &[LATEST]).await;
+    recovery_fails("timeline: missing", |n| remove(timeline(n)), &[LATEST]).await;
+    recovery_fails("snapshot record: corrupted", |n| truncate(snapshot_record(n)), &[LATEST]).await;
+    recovery_fails("snapshot record: missing", |n| remove(snapshot_record(n)), &[LATEST]).await;
+    let newer = |n: &Node| {
+        let text = fs::read_to_string(manifest(n, "binlog.000002")).unwrap();
+        assert!(text.contains("\"format\": 1"));
+        fs::write(manifest(n, "binlog.000002"), text.replace("\"format\": 1", "\"format\": 99")).unwrap();
+    };
+    recovery_fails("manifest: of a newer version", newer, &[LATEST]).await;
+    let emptied = |n: &Node| fs::remove_dir_all(n.archive_dir.join(SHARD)).unwrap();
+    recovery_fails("archive: empty", emptied, &[LATEST]).await;
+}
+
+#[tokio::test]
+async fn damaged_snapshots_are_named() {
+    recovery_fails("snapshot data: corrupted", |n| corrupt(snapshot_data(n)), &[LATEST]).await;
+    recovery_fails("snapshot data: truncated", |n| truncate(snapshot_data(n)), &[LATEST]).await;
+    recovery_fails("snapshot data: missing", |n| remove(snapshot_data(n)), &[LATEST]).await;
+}
+
+/// Transaction `gno` of the archive's server.
+async fn gtid(gno: u32) -> String {
+    let archived = ARCHIVED.archived_gtids().await.unwrap().to_string();
+    format!("{}:{gno}", archived.split(':').next().unwrap())
+}
+
+#[tokio::test]
+async fn targets_out_of_reach_are_refused() {
+    let undamaged = |_: &Node| {};
+    let first = gtid(1).await;
+    recovery_fails("target: before the first snapshot", undamaged, &["--target-gtid", &first]).await;
+    let early = ["--target-time", "2000-01-01T00:00:00Z"];
+    recovery_fails("target: a time before the first transaction", undamaged, &early).await;
+    let late = ["--target-time", "2999-01-01T00:00:00Z"];
+    recovery_fails("target: a time after the last transaction", undamaged, &late).await;
+    let unknown = ["--target-gtid", "00000000-1111-2222-3333-444444444444:5"];
+    recovery_fails("target: an unknown transaction", undamaged, &unknown).await;
+    recovery_fails("target: an unknown timeline", undamaged, &[LATEST, "--timeline", "7"]).await;
+}
+
+/// The target folder's own content is never touched.
+#[tokio::test]
+async fn an_occupied_target_is_refused_and_untouched() {
+    let node = ARCHIVED.copy();
+    let target = node.target("target");
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("ibdata1"), "precious").unwrap();
+    let said = node.fails(&["recover", LATEST, "--target-dir", path_text(&target)]).await;
+    assert_error("target folder: not empty", &said, &names(&node, &target));
+    assert_eq!(fs::read_to_string(target.join("ibdata1")).unwrap(), "precious");
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 1);
+
+    let nowhere = node.target("no/such/parent");
+    let said = node.fails(&["recover", LATEST, "--target-dir", path_text(&nowhere)]).await;
+    assert_error("target folder: no parent", &said, &names(&node, &nowhere));
+}
+
+/// A server that cannot read what the archive's servers wrote is refused before anything is done.
+#[tokio::test]
+async fn an_older_mysqld_is_refused() {
+    let node = ARCHIVED.copy();
+    let (old, target) = (node.target("old-mysqld"), node.target("target"));
+    fs::write(
+        &old,
+        "#!/bin/sh\necho \"/usr/sbin/mysqld  Ver 8.0.36 for Linux on x86_64 (MySQL Community Server - GPL)\"\n",
+    )
+    .unwrap();
+    fs::set_permissions(&old, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    node.reconfigure(path_text(&mysqld()), path_text(&old));
+    let version = archived_version().await;
+    let mut names = names(&node, &target);
+    names.push((&version, "VERSION"));
+    for (case, program) in [("mysqld: older than the archive", Some(&old)), ("mysqld: not there", None)] {
+        if program.is_none() {
+            fs::remove_file(&old).unwrap();
+        }
+        let said = node.fails(&["recover", LATEST, "--target-dir", path_text(&target)]).await;
+        assert_error(case, &said, &names);
+        assert!(!target.exists());
+    }
+}
+
+async fn archived_version() -> String {
+    let snapshots = ARCHIVED.archive().snapshots().await.unwrap();
+    snapshots[0].server_version.clone()
+}
+
+/// i10: a recovery that was killed leaves what does not start, and says so when it is tried again; then it works.
+#[tokio::test]
+async fn i10_an_interrupted_recovery_is_tried_again() {
+    let node = ARCHIVED.copy();
+    let target = node.target("target");
+    let command = ["recover", LATEST, "--target-dir", path_text(&target)];
+    let mut first = node.command(&command).kill_on_drop(true).spawn().unwrap();
+    let work = target.join(".mysql-pitr-recovery");
+    support::eventually("the server is being recovered", async || work.join("data/mysql.ibd").exists()).await;
+    first.kill().await.unwrap();
+    assert!(!target.join("mysql.ibd").exists());
+
+    let said = node.fails(&command).await;
+    assert_error("target folder: an unfinished recovery", &said, &names(&node, &target));
+    // Its server went with it, or the new one would share the folder with it.
+    support::eventually("no mysqld runs there", async || !is_used(&work)).await;
+    fs::remove_dir_all(&work).unwrap();
+    node.ok(&command).await;
+    let recovered = Server::start_on(&target, &["--server-id=2"]).await;
+    assert_eq!(recovered.gtid_executed().await, node.archived_gtids().await.unwrap());
+}
+
+/// Whether a process has `folder` on its command line.
+fn is_used(folder: &Path) -> bool {
+    fs::read_dir("/proc").unwrap().flatten().any(|process| {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&format!("--datadir={}", path_text(folder)))
+    })
+}
