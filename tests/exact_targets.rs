@@ -70,7 +70,9 @@ async fn random_targets_are_met_exactly() {
         ..
     } = history;
     node.wait_shipped(&server).await;
-    agent.expect("it runs").stop().await;
+    let agent = agent.expect("it runs");
+    assert!(!agent.log().contains(" ERROR "), "the agent's log:\n{}", agent.log());
+    agent.stop().await;
     server.stop().await;
     let began = Instant::now();
     for i in 0..targets {
