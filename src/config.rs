@@ -179,7 +179,9 @@ fn default_port() -> u16 {
 
 fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    let parsed: jiff::SignedDuration = text.parse().map_err(serde::de::Error::custom)?;
+    let parsed: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| serde::de::Error::custom(format!("`{text}` is no duration; write it as 100ms, 1s or 5min")))?;
     Duration::try_from(parsed).map_err(|_| serde::de::Error::custom(format!("`{text}` is negative")))
 }
 

@@ -45,7 +45,7 @@ impl Session {
                 "check user and password_file in the [mysql] section",
             )),
             Err(e) => Err(with_hint(
-                anyhow::Error::from(e).context(what()),
+                plain(e).context(what()),
                 "see whether mysqld is running, and the address in the [mysql] section",
             )),
         }
@@ -140,6 +140,14 @@ impl Session {
     pub async fn close(self) {
         // Only a courtesy: the server notices a closed connection by itself.
         let _ = self.conn.disconnect().await;
+    }
+}
+
+/// The operating system's own words, which mysql_async wraps twice in its own.
+fn plain(e: mysql_async::Error) -> anyhow::Error {
+    match e {
+        mysql_async::Error::Io(mysql_async::IoError::Io(e)) => e.into(),
+        e => e.into(),
     }
 }
 

@@ -191,8 +191,8 @@ fn ensure_room(plan: &Plan, workdir: &Workdir) -> anyhow::Result<()> {
     let free = free_bytes(&workdir.data())?;
     if free < needed {
         let e = anyhow::anyhow!(
-            "{} has {} free, and recovery needs {}",
-            workdir.data().display(),
+            "the target folder {} has {} free, and recovery needs {}",
+            workdir.target().display(),
             human_bytes(free),
             human_bytes(needed)
         );

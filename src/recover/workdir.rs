@@ -123,6 +123,10 @@ impl Workdir {
         Ok(workdir)
     }
 
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
     pub fn data(&self) -> PathBuf {
         self.target.join(WORK).join("data")
     }

@@ -43,6 +43,9 @@ const STARTUP_VARIABLES: [&str; 6] = [
     "plugin_load",
 ];
 
+/// Of tables that are refused, so many are named.
+const TABLES_SHOWN: usize = 5;
+
 /// How to take a snapshot.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -106,7 +109,7 @@ pub async fn take(
         Err(e) => Snapshot {
             state: SnapshotState::Failed,
             finished_at_us: Some(clock::now_us()),
-            failure: Some(render(e)),
+            failure: Some(render(e).trim_start_matches("error: ").to_owned()),
             ..record
         },
     };
@@ -133,10 +136,17 @@ async fn preflight(session: &mut Session, settings: &Settings) -> anyhow::Result
         .iter()
         .filter(|t| !settings.accept_empty.iter().any(|a| t.split(' ').next() == Some(a.as_str())))
         .collect();
-    if let Some(first) = refused.first() {
+    if !refused.is_empty() {
+        let more = refused.len().saturating_sub(TABLES_SHOWN);
+        let shown: Vec<&str> = refused.iter().take(TABLES_SHOWN).map(|t| t.as_str()).collect();
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
         return Err(anyhow::anyhow!(
-            "{} tables are not InnoDB, and a clone would hold them empty; the first is {first}",
-            refused.len()
+            "tables that are not InnoDB would be empty in the snapshot: {}{more}",
+            shown.join(", ")
         ))
         .hint("convert them to InnoDB, or name them in accept_empty of the [snapshot] section");
     }

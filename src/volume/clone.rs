@@ -58,7 +58,7 @@ pub async fn clone_into(endpoint: &Endpoint, staging: &Path, name: &str, progres
         tokio::select! {
             done = &mut clone => {
                 done.context("the server could not clone itself")
-                    .hint("`mysql-pitr check` tells whether the clone plugin is there, and whether mysqld may write staging_dir")?;
+                    .hint("see what `mysql-pitr check` says of privileges, clone plugin and staging_dir")?;
                 return Ok(staged);
             }
             () = sleep(PROGRESS_INTERVAL) => show(&mut watcher, progress).await,
