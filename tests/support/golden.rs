@@ -80,6 +80,7 @@ fn normal(text: &str) -> String {
         ("################-################".into(), "START-END"),
         ("###################".into(), "LABEL"),
         ("x".repeat(64), "SHA256"),
+        ("x".repeat(32), "RANDOM"),
     ];
     for month in MONTHS {
         patterns.push((format!("####/{month}/##/"), "DAY/"));
