@@ -26,7 +26,7 @@ pub fn count(number: usize, what: &str) -> String {
     }
 }
 
-/// As `println!`, through [`line`].
+/// As `println!`, through [`line()`].
 macro_rules! say {
     ($($text:tt)*) => { $crate::cli::output::line(format_args!($($text)*)) };
 }
