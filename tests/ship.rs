@@ -124,7 +124,7 @@ async fn assert_mysqlbinlog_reads(node: &Node) {
 #[tokio::test]
 async fn i10_an_agent_killed_at_any_moment_converges() {
     const KILLS: u32 = 14;
-    let seed = env::var("SEED").map_or_else(|_| rand::random(), |text| text.parse().unwrap());
+    let seed = env::var("MYSQL_PITR_SEED").map_or_else(|_| rand::random(), |text| text.parse().unwrap());
     println!("SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let server = Arc::new(Server::start(&[]).await);
