@@ -301,7 +301,9 @@ async fn archived_version() -> String {
 /// i10: a recovery that was killed leaves what does not start, and says so when it is tried again; then it works.
 #[tokio::test]
 async fn i10_an_interrupted_recovery_is_tried_again() {
-    let node = ARCHIVED.copy();
+    let mut node = ARCHIVED.copy();
+    // A process that is killed leaves its folder for sockets behind: here it goes with the test's.
+    node.environment.push(("TMPDIR".into(), path_text(node.dir.path()).into()));
     let target = node.target("target");
     let command = ["recover", LATEST, "--target-dir", path_text(&target)];
     let mut first = node.command(&command).kill_on_drop(true).spawn().unwrap();
