@@ -55,7 +55,11 @@ async fn every_type_comes_back() {
 #[tokio::test]
 async fn ddl_of_every_kind_comes_back() {
     let native = ["--loose-innodb-native-foreign-keys=ON"];
-    let story = Story::begin(&native, "CREATE DATABASE early; USE early; CREATE TABLE t (id INT PRIMARY KEY)").await;
+    let story = Story::begin(
+        &native,
+        "CREATE DATABASE early; USE early; CREATE TABLE t (id INT PRIMARY KEY)",
+    )
+    .await;
     story.run(&format!("CREATE DATABASE ddl; USE ddl; {DDL}")).await;
     let before = story.server.gtid_executed().await;
     for fails in [
