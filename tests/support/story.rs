@@ -47,9 +47,15 @@ impl Story {
         Story { server, node, agent }
     }
 
-    /// Any number of statements, in a session of their own.
+    /// Any number of statements, in a session of their own, which has ended when this returns: the server may log the end of
+    /// its temporary tables after the client has gone.
     pub async fn run(&self, sql: &str) {
-        self.server.execute(&[sql]).await;
+        let mut session = self.server.root().await;
+        let (id,): (u64,) = session.one("SELECT CONNECTION_ID()").await.unwrap();
+        session.execute_within(sql, START_TIMEOUT).await.unwrap();
+        session.close().await;
+        let has_ended = format!("SELECT COUNT(*) = 0 FROM performance_schema.threads WHERE processlist_id = {id}");
+        wait_until(&self.server, &has_ended, 1).await;
     }
 
     /// Something of one transaction happens, so that there is a moment to come back to.
