@@ -55,7 +55,12 @@ impl Encoder {
         Ok(match codec {
             Codec::None => Encoder::None(Vec::new()),
             Codec::Gzip => Encoder::Gzip(GzEncoder::new(Vec::new(), flate2::Compression::new(GZIP_LEVEL))),
-            Codec::Zstd => Encoder::Zstd(zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?),
+            Codec::Zstd => {
+                let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?;
+                // A server with binlog_checksum=NONE leaves nothing else to notice damage by.
+                encoder.include_checksum(true)?;
+                Encoder::Zstd(encoder)
+            }
         })
     }
 

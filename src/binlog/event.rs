@@ -2,7 +2,10 @@
 
 use uuid::Uuid;
 
-use super::gtid::{Gtid, GtidSet, Tag};
+use super::{
+    gtid::{Gtid, GtidSet, Tag},
+    gtid_text::GNO_MAX,
+};
 
 /// The four bytes before the first event of every binlog.
 pub const MAGIC: [u8; 4] = [0xfe, b'b', b'i', b'n'];
@@ -155,7 +158,7 @@ impl GtidEvent {
             _ => None,
         };
         parsed
-            .filter(|e| e.gtid.gno > 0)
+            .filter(|e| (1..=GNO_MAX).contains(&e.gtid.gno))
             .ok_or(EventError::Malformed { kind: event_kind })
     }
 }

@@ -105,7 +105,10 @@ impl GtidSet {
 
     /// How many GTIDs are in the set.
     pub fn count(&self) -> u64 {
-        self.intervals.values().flatten().map(|i| i.end - i.start).sum()
+        self.intervals
+            .values()
+            .flatten()
+            .fold(0, |n: u64, i| n.saturating_add(i.end - i.start))
     }
 
     pub fn contains(&self, gtid: &Gtid) -> bool {

@@ -69,6 +69,7 @@ async fn login(mut wire: Wire, endpoint: &Endpoint, announced: CapabilityFlags) 
         .auth_plugin()
         .map(AuthPlugin::into_owned)
         .unwrap_or(AuthPlugin::CachingSha2Password);
+    ensure_supported(&plugin)?;
     let version = handshake.server_version_parsed().unwrap_or((8, 0, 0));
 
     let mut capabilities = CapabilityFlags::CLIENT_LONG_PASSWORD
@@ -131,13 +132,7 @@ async fn authenticate(wire: &mut Wire, endpoint: &Endpoint, mut nonce: Vec<u8>, 
                 let (name, data) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
                 nonce = data.strip_suffix(&[0]).unwrap_or(data).to_vec();
                 let plugin = AuthPlugin::from_bytes(name);
-                // Anything else would hand the password to whoever asks for it.
-                if !matches!(plugin, AuthPlugin::CachingSha2Password | AuthPlugin::MysqlNativePassword) {
-                    let name = String::from_utf8_lossy(name).into_owned();
-                    return Err(WireError::Protocol(format!(
-                        "authentication plugin `{name}` is not supported; use caching_sha2_password"
-                    )));
-                }
+                ensure_supported(&plugin)?;
                 answer_bytes(plugin.gen_data(Some(endpoint.password.reveal()), &nonce))
             }
             Some(&STATUS_MORE_DATA) if packet.get(1) == Some(&FAST_AUTH_DONE) => continue,
@@ -154,6 +149,17 @@ async fn authenticate(wire: &mut Wire, endpoint: &Endpoint, mut nonce: Vec<u8>, 
         wire.write(&reply).await?;
         wire.flush().await?;
     }
+}
+
+/// Anything else would hand the password to whoever asks for it.
+fn ensure_supported(plugin: &AuthPlugin<'_>) -> Result<(), WireError> {
+    if matches!(plugin, AuthPlugin::CachingSha2Password | AuthPlugin::MysqlNativePassword) {
+        return Ok(());
+    }
+    let name = String::from_utf8_lossy(plugin.as_bytes()).into_owned();
+    Err(WireError::Protocol(format!(
+        "authentication plugin `{name}` is not supported; use caching_sha2_password"
+    )))
 }
 
 fn answer_bytes(answer: Option<AuthPluginData<'_>>) -> Vec<u8> {

@@ -36,7 +36,16 @@ pub struct Mysqld {
 impl Mysqld {
     /// Starts `program` with `arguments`, of which the first may be `--no-defaults` or `--defaults-file`.
     pub fn spawn(program: &Path, arguments: &[String], error_log: &Path) -> anyhow::Result<Mysqld> {
+        Mysqld::spawn_as(None, program, arguments, error_log)
+    }
+
+    /// As [`Mysqld::spawn`], under another user's and group's numbers. mysqld's own `--user` would lift the tie to this process:
+    /// the kernel forgets it when a process changes its user.
+    pub fn spawn_as(user: Option<(u32, u32)>, program: &Path, arguments: &[String], error_log: &Path) -> anyhow::Result<Mysqld> {
         let mut command = Command::new(program);
+        if let Some((uid, gid)) = user {
+            command.uid(uid).gid(gid);
+        }
         command
             .args(arguments)
             .arg(format!("--log-error={}", error_log.display()))

@@ -20,7 +20,7 @@ use crate::{
     support::{durable, hint::OrHint, secret::Secret},
 };
 
-use super::workdir::Workdir;
+use super::workdir::{RunAs, Workdir};
 
 /// Crash recovery of a large buffer pool's worth of redo log takes minutes.
 const START_TIMEOUT: Duration = Duration::from_secs(1800);
@@ -72,11 +72,8 @@ impl Instance {
             password,
             tls: Tls::Disabled,
         };
-        let mut server = Mysqld::spawn(
-            mysqld,
-            &arguments(workdir, snapshot, purpose),
-            &workdir.scratch().join("mysqld.log"),
-        )?;
+        let (user, log) = (workdir.run_as().and_then(RunAs::ids), workdir.scratch().join("mysqld.log"));
+        let mut server = Mysqld::spawn_as(user, mysqld, &arguments(workdir, snapshot, purpose), &log)?;
         let ready = server.wait_ready(&endpoint, START_TIMEOUT).await;
         let removed = std::fs::remove_file(&init_file);
         let session = ready?;
@@ -132,8 +129,8 @@ fn arguments(workdir: &Workdir, snapshot: &Snapshot, purpose: Purpose) -> Vec<St
         ]
         .map(str::to_owned),
     );
-    if let Some(user) = workdir.run_as() {
-        arguments.push(format!("--user={}", user.name));
+    if let Some(root) = workdir.run_as().filter(|user| user.ids().is_none()) {
+        arguments.push(format!("--user={}", root.name));
     }
     for (variable, option) in [
         ("innodb_data_file_path", "innodb-data-file-path"),

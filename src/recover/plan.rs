@@ -92,6 +92,7 @@ pub async fn plan(archive: &Archive, timeline: Option<u32>, target: &Target) -> 
     let binlogs = path_binlogs(&path, archive.binlogs().await?);
     let resolved = resolve(archive, &path, &binlogs, target).await?;
     let snapshot = choose(&path, &snapshots, &resolved)?;
+    ensure_not_later(target, &resolved, &snapshot)?;
     let missing_from_snapshot = resolved.gtids.subtract(&snapshot.gtids_before);
     let mut legs = Vec::new();
     let mut covered = GtidSet::new();
@@ -153,6 +154,24 @@ fn choose(path: &Path, snapshots: &[Snapshot], resolved: &Resolved) -> anyhow::R
     };
     let taken = clock::format_utc(first.finished_at_us.unwrap_or(first.started_at_us));
     let e = anyhow!("the target lies before every snapshot on its path; the first of them was complete at {taken}");
+    Err(with_hint(
+        e,
+        "choose a later target, or with --timeline the history of before; `mysql-pitr list` shows what there is",
+    ))
+}
+
+/// A snapshot's transactions have no commit time. Where the path has no transaction before the wanted moment, only the moment
+/// at which the snapshot was complete says that it is not a later state.
+fn ensure_not_later(target: &Target, resolved: &Resolved, snapshot: &Snapshot) -> anyhow::Result<()> {
+    let Target::Time(wanted_us) = target else { return Ok(()) };
+    let complete_us = snapshot.finished_at_us.unwrap_or(i64::MAX);
+    if resolved.last.is_some() || complete_us <= *wanted_us {
+        return Ok(());
+    }
+    let (wanted, complete) = (clock::format_utc(*wanted_us), clock::format_utc(complete_us));
+    let e = anyhow!(
+        "this history knows nothing of {wanted}: its first snapshot was complete at {complete}, and no transaction is older"
+    );
     Err(with_hint(
         e,
         "choose a later target, or with --timeline the history of before; `mysql-pitr list` shows what there is",

@@ -19,7 +19,7 @@ use crate::{
 use super::{instance::Instance, plan::Plan};
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// Once everything was sent, an applier that gets nowhere for so long has lost something.
+/// Once everything was sent, appliers that are idle and get nowhere for so long have lost something.
 const STALL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the replay did.
@@ -71,6 +71,11 @@ pub async fn replay(
         if left != left_before {
             (left_before, moved) = (left, Instant::now());
         } else if feed.progress.is_complete() && moved.elapsed() > STALL_PATIENCE {
+            if is_applying(instance).await? {
+                // One large transaction may take hours.
+                moved = Instant::now();
+                continue;
+            }
             bail!(
                 "the replay came to a standstill with {left} transactions missing: {}",
                 plan.target_gtids.subtract(&executed)
@@ -97,6 +102,12 @@ pub async fn replay(
         transactions: total,
         bytes: feed.progress.bytes(),
     })
+}
+
+async fn is_applying(instance: &mut Instance) -> anyhow::Result<bool> {
+    let sql = "SELECT COUNT(*) FROM performance_schema.replication_applier_status_by_worker WHERE applying_transaction <> ''";
+    let (busy,): (u64,) = instance.session.one(sql).await?;
+    Ok(busy > 0)
 }
 
 /// Nothing is skipped: the first transaction that cannot be applied ends the recovery and is named.

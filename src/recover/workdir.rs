@@ -61,6 +61,11 @@ impl RunAs {
         }))
     }
 
+    /// User and group to start mysqld with; None for root, which mysqld wants to be told by an option.
+    pub fn ids(&self) -> Option<(u32, u32)> {
+        (self.uid != 0).then_some((self.uid, self.gid))
+    }
+
     fn own(&self, path: &Path) -> anyhow::Result<()> {
         chown(path, Some(self.uid), Some(self.gid)).with_context(|| format!("cannot give {} to {}", path.display(), self.name))
     }

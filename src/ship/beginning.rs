@@ -8,7 +8,7 @@ use crate::{
         records::{FORMAT_VERSION, Opening},
     },
     binlog::{
-        event::{FormatDescription, HEADER_BYTES, MAGIC, kind, parse_previous_gtids},
+        event::{EventError, FormatDescription, HEADER_BYTES, MAGIC, kind, parse_previous_gtids},
         gtid::GtidSet,
         splitter::{Piece, SplitError},
     },
@@ -69,6 +69,7 @@ impl Beginning {
                     .server_version;
             }
             kind::PREVIOUS_GTIDS => self.previous_gtids = parse_previous_gtids(piece.body()).map_err(fail)?,
+            kind::ANONYMOUS_GTID => return Err(fail(EventError::Anonymous)),
             _ if piece.is_first() && piece.header.starts_transaction() => {
                 return Ok(Some(Identity {
                     server_version: self.server_version.clone(),

@@ -94,7 +94,7 @@ impl Cutter {
             actions.push(Action::Open(identity));
         }
         let len = u64::from(piece.header.len);
-        if piece.is_first() && len > self.segment_bytes && len > WHOLE_EVENT_BYTES_MAX as u64 {
+        if self.beginning.is_none() && piece.is_first() && len > self.segment_bytes && len > WHOLE_EVENT_BYTES_MAX as u64 {
             self.cut(actions)?;
             let current = Current {
                 end: piece.end(),

@@ -7,7 +7,7 @@ use crate::{
     archive::{
         keys::BinlogPlace,
         listing::{Archive, Form, StoredBinlog, covered_end},
-        records::{Ending, Opening},
+        records::{Ending, Opening, Timeline},
     },
     binlog::gtid::GtidSet,
     mysql::{
@@ -46,7 +46,7 @@ pub async fn reconcile(
     endpoint: &Endpoint,
     session: &mut Session,
     server_uuid: Uuid,
-    timeline: u32,
+    timeline: &Timeline,
 ) -> anyhow::Result<Todo> {
     let files = session.binary_logs().await?;
     let is_on_server = |place: &BinlogPlace| place.server_uuid == server_uuid && files.iter().any(|f| f.name == place.name);
@@ -76,7 +76,7 @@ pub async fn reconcile(
         let found = namesakes.iter().find(is_it);
         met_any |= found.is_some();
         // A server gives a name twice only when it begins anew.
-        if identity.is_some() && found.is_none() && namesakes.iter().any(|b| b.opening.timeline == timeline) {
+        if identity.is_some() && found.is_none() && namesakes.iter().any(|b| b.opening.timeline == timeline.id) {
             warn!(binlog = %file.name, "the server has another binlog under the name of one that was shipped: its history was replaced");
             todo.history_was_replaced = true;
         }
@@ -85,7 +85,9 @@ pub async fn reconcile(
             ..
         }) = found
         {
-            todo.ending_before = Some(manifest.ending);
+            // A file that was put back shorter than it was archived: history was taken back, whatever the archive says of its end.
+            let was_cut = file.bytes < manifest.bytes;
+            todo.ending_before = Some(if was_cut { Ending::Crash } else { manifest.ending });
             break;
         }
         let known = found.map(|binlog| {
@@ -106,7 +108,7 @@ pub async fn reconcile(
     };
     let vanished = tails
         .iter()
-        .filter(|b| b.opening.timeline == timeline && !is_there(b.place()));
+        .filter(|b| b.opening.timeline == timeline.id && !is_there(b.place()));
     todo.vanished_label_ns = vanished.map(|b| b.place().label_ns).max();
     if !met_any && !todo.history_was_replaced {
         todo.history_was_replaced = !holds_what_was_shipped(archive, session, server_uuid, timeline).await?;
@@ -120,13 +122,13 @@ async fn holds_what_was_shipped(
     archive: &Archive,
     session: &mut Session,
     server_uuid: Uuid,
-    timeline: u32,
+    timeline: &Timeline,
 ) -> anyhow::Result<bool> {
     let mut shipped = archive.binlogs().await?;
-    shipped.retain(|b| b.place().server_uuid == server_uuid && b.opening.timeline == timeline);
+    shipped.retain(|b| b.place().server_uuid == server_uuid && b.opening.timeline == timeline.id);
     let mut snapshots = archive.snapshots().await?;
-    snapshots.retain(|s| s.timeline == timeline);
-    let mut gtids = GtidSet::new();
+    snapshots.retain(|s| s.timeline == timeline.id);
+    let mut gtids = timeline.branch_set.clone();
     for binlog in &shipped {
         gtids.add(&binlog.opening.held_before);
         gtids.add(binlog.gtids().unwrap_or(&GtidSet::new()));

@@ -16,7 +16,7 @@ use crate::{
     },
     binlog::gtid::GtidSet,
     mysql::endpoint::Endpoint,
-    support::clock,
+    support::{clock, hint::render},
 };
 
 use super::{
@@ -25,7 +25,7 @@ use super::{
     lineage::{Claim, claim_timeline},
     puts::put_once,
     reconcile::Unsealed,
-    seal::{ToSeal, identify, seal},
+    seal::{ToSeal, identify, is_fault_of_the_binlog, seal},
 };
 
 const NS_PER_US: i64 = 1000;
@@ -68,8 +68,21 @@ pub struct Round {
 }
 
 impl Round {
-    /// A closed binlog that is not sealed yet.
+    /// A closed binlog that is not sealed yet. One that cannot be sealed must not keep the others from being shipped (i8): it stays
+    /// as far as its segments have it, and as nobody knows how it ends, what follows it branches.
     pub async fn closed(&mut self, binlog: Unsealed) -> anyhow::Result<()> {
+        let name = binlog.file.name.clone();
+        match self.seal_closed(binlog).await {
+            Err(e) if is_fault_of_the_binlog(&e) => {
+                error!(binlog = %name, "a binlog cannot be archived whole and is left out: {}", render(&e));
+                self.crashed = true;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    async fn seal_closed(&mut self, binlog: Unsealed) -> anyhow::Result<()> {
         let Unsealed { file, known } = binlog;
         let opening = match known {
             Some((opening, covered)) => {

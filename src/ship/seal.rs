@@ -17,7 +17,7 @@ use crate::{
         event::{Cursor, Header, MAGIC, kind, parse_query, parse_table_map},
         gtid::GtidSet,
         payload::Unfolder,
-        splitter::{Piece, Splitter},
+        splitter::{Piece, SplitError, Splitter},
         transaction::Tracker,
     },
     mysql::{
@@ -36,6 +36,16 @@ use super::{
 
 /// Compressed bytes are handed to the upload in portions of at least this size.
 const PORTION_BYTES: usize = 1 << 20;
+
+/// A fault of the binlog itself: trying again finds the same.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Fault(String);
+
+/// Whether `error` is a binlog's own fault, and not the store's or the connection's.
+pub fn is_fault_of_the_binlog(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<Fault>() || cause.is::<SplitError>())
+}
 
 /// What sealing needs to know of the binlog.
 pub struct ToSeal {
@@ -93,7 +103,7 @@ impl Reading {
             .with_context(|| format!("cannot read binlog {name}"))?;
         let mut splitter = Splitter::new();
         // The source never sends the magic bytes.
-        splitter.push(&MAGIC, |_| Ok::<(), crate::binlog::splitter::SplitError>(()))?;
+        splitter.push(&MAGIC, |_| Ok::<(), SplitError>(()))?;
         Ok(Reading {
             dump,
             name: name.to_owned(),
@@ -192,7 +202,10 @@ impl Sealer {
                 {
                     beginning = None;
                     if identity.fingerprint != work.opening.fingerprint {
-                        bail!("binlog {} is another one than was shipped under this name", work.name);
+                        bail!(Fault(format!(
+                            "binlog {} is another one than was shipped under this name",
+                            work.name
+                        )));
                     }
                 }
                 facts.piece(piece)
@@ -298,9 +311,9 @@ impl SegmentHashes {
             if self.position == range.end {
                 if *sha256 != format!("{:x}", hash.clone().finalize()) {
                     let (start, end) = (range.start, range.end);
-                    return Err(anyhow::anyhow!(
+                    return Err(Fault(format!(
                         "the binlog differs from what was shipped of it, in bytes {start} to {end}"
-                    ))
+                    )))
                     .hint("the archive keeps both; take a new snapshot, and find out who changed the file");
                 }
                 self.current = None;

@@ -178,7 +178,9 @@ async fn settle_and_reconcile(archive: &Archive, endpoint: &Endpoint, session: &
         descent: descent.as_ref(),
     };
     let timeline = settle(archive, &claimant).await?;
-    let todo = reconcile(archive, endpoint, session, server_uuid, timeline.id).await?;
+    // A claim is made on what the decision was based on: whoever decides the same at the same moment collides with it.
+    let timelines = archive.timelines().await?;
+    let todo = reconcile(archive, endpoint, session, server_uuid, &timeline).await?;
     if !todo.history_was_replaced {
         return Ok((timeline, todo));
     }
@@ -189,9 +191,9 @@ async fn settle_and_reconcile(archive: &Archive, endpoint: &Endpoint, session: &
         reason: Reason::Reset,
         adopted: timeline.adopted,
     };
-    let root = claim_timeline(archive, &archive.timelines().await?, server_uuid, claim).await?;
+    let root = claim_timeline(archive, &timelines, server_uuid, claim).await?;
     // What the old history left behind is none of the root's business.
-    let todo = reconcile(archive, endpoint, session, server_uuid, root.id).await?;
+    let todo = reconcile(archive, endpoint, session, server_uuid, &root).await?;
     Ok((root, todo))
 }
 

@@ -38,7 +38,7 @@ pub async fn send(wire: &mut Wire, feed: &Feed, has: &GtidSet, heartbeat: Durati
         sending: false,
         framer: None,
         name: String::new(),
-        log_pos: 0,
+        position: 0,
         heartbeat,
         checksum: true,
         in_event: false,
@@ -73,9 +73,10 @@ struct Sender<'a> {
     sent: GtidSet,
     sending: bool,
     framer: Option<Framer>,
-    /// Where the replica believes to be, for heartbeats: one that says less is an error to it.
+    /// Where the replica believes to be: it counts the bytes that it was sent of this file. A heartbeat that says less is an error
+    /// to it, and one that says more makes it write a Rotate, perhaps in the middle of a transaction.
     name: String,
-    log_pos: u32,
+    position: u64,
     heartbeat: Duration,
     /// Whether the replica expects a checksum after each event: as agreed at first, then as the last file's events have it.
     checksum: bool,
@@ -130,7 +131,7 @@ impl Sender<'_> {
                 let mut framer = Framer::new(1 + u64::from(piece.header.len));
                 self.wire.queue_part(&mut framer, &[STATUS_OK]);
                 self.framer = Some(framer);
-                self.log_pos = piece.header.log_pos;
+                self.position += u64::from(piece.header.len);
             }
         }
         if self.sending
@@ -162,15 +163,16 @@ impl Sender<'_> {
         body.put_u64_le(MAGIC.len() as u64);
         body.put_slice(self.name.as_bytes());
         self.made_up(kind::ROTATE, 0, FLAG_ARTIFICIAL, &body);
-        self.log_pos = MAGIC.len() as u32;
+        self.position = MAGIC.len() as u64;
     }
 
     async fn beat(&mut self) -> anyhow::Result<()> {
-        if self.in_event {
+        // Beyond 4 GiB this kind of heartbeat cannot tell the position; the replica then reconnects when it misses them.
+        let Some(position) = u32::try_from(self.position).ok().filter(|_| !self.in_event) else {
             return Ok(());
-        }
+        };
         let name = self.name.clone();
-        self.made_up(kind::HEARTBEAT, self.log_pos, 0, name.as_bytes());
+        self.made_up(kind::HEARTBEAT, position, 0, name.as_bytes());
         self.wire.flush().await.context("the replica is gone")
     }
 
