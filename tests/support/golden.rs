@@ -44,7 +44,7 @@ pub fn assert_text(case: &str, text: &str, names: &[(&str, &str)]) {
     for (now, name) in names.iter().filter(|(now, _)| !now.is_empty()) {
         text = text.replace(now, name);
     }
-    let said = normal(&text);
+    let said = without_how(&normal(&text));
     let _guard = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut known = read();
     if env::var_os("MYSQL_PITR_BLESS").is_some() {
@@ -68,6 +68,16 @@ fn read() -> BTreeMap<String, String> {
         .filter_map(|s| s.split_once('\n'))
         .map(|(case, text)| (case.to_owned(), text.trim_end().to_owned()))
         .collect()
+}
+
+/// By what a codec notices one flipped bit depends on which bit it was.
+fn without_how(text: &str) -> String {
+    const DAMAGED: &str = "is damaged or cannot be read to its end: ";
+    let line = |line: &str| match line.split_once(DAMAGED) {
+        Some((before, _)) => format!("{before}{DAMAGED}HOW"),
+        None => line.to_owned(),
+    };
+    text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// The text with everything that differs from run to run replaced by a word for it.
