@@ -316,10 +316,6 @@ impl<'a> Cursor<'a> {
         self.uint(2).map(|v| v as u16)
     }
 
-    pub fn u24(&mut self) -> Option<u32> {
-        self.uint(3).map(|v| v as u32)
-    }
-
     pub fn u32(&mut self) -> Option<u32> {
         self.uint(4).map(|v| v as u32)
     }

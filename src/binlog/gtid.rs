@@ -187,21 +187,6 @@ impl GtidSet {
     pub fn is_subset(&self, other: &GtidSet) -> bool {
         self.subtract(other).is_empty()
     }
-
-    /// The servers that the set names, each once.
-    pub fn uuids(&self) -> Vec<Uuid> {
-        let mut uuids: Vec<Uuid> = self.intervals.keys().map(|t| t.uuid).collect();
-        uuids.dedup();
-        uuids
-    }
-
-    /// The part of the set that comes from one of `uuids`.
-    pub fn only(&self, uuids: &[Uuid]) -> GtidSet {
-        let kept = self.intervals.iter().filter(|(tsid, _)| uuids.contains(&tsid.uuid));
-        GtidSet {
-            intervals: kept.map(|(tsid, list)| (*tsid, list.clone())).collect(),
-        }
-    }
 }
 
 impl FromIterator<Gtid> for GtidSet {

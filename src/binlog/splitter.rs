@@ -211,41 +211,33 @@ impl Splitter {
             WHOLE_EVENT_BYTES_MAX
         };
         let whole = header.len as usize <= limit;
-        let mut crc = crc32fast::Hasher::new();
-        let (start, mut received) = (self.position, HEADER_BYTES as u64);
+        let mut current = Current {
+            header,
+            start: self.position,
+            received: HEADER_BYTES as u64,
+            crc: crc32fast::Hasher::new(),
+            stored_crc: [0; CHECKSUM_BYTES],
+            whole,
+        };
         if !whole {
             // The first piece holds the beginning of the body as well, so that names and statements can be read from it.
             let more = &bytes[take..];
             let head = more.len().min(header.len as usize - HEADER_BYTES - CHECKSUM_BYTES);
             self.pending.extend_from_slice(&more[..head]);
-            crc.update(&self.pending);
-            received += head as u64;
+            current.crc.update(&self.pending);
+            current.received += head as u64;
             sink(&Piece {
                 header,
-                start,
+                start: current.start,
                 offset: 0,
                 bytes: &self.pending,
                 checksum: self.checksum,
             })?;
             self.pending.clear();
-            self.current = Some(Current {
-                header,
-                start,
-                received,
-                crc,
-                stored_crc: [0; CHECKSUM_BYTES],
-                whole,
-            });
+            self.current = Some(current);
             return Ok(&more[head..]);
         }
-        self.current = Some(Current {
-            header,
-            start,
-            received,
-            crc,
-            stored_crc: [0; CHECKSUM_BYTES],
-            whole,
-        });
+        self.current = Some(current);
         let rest = &bytes[take..];
         if rest.is_empty() { self.advance(rest, sink) } else { Ok(rest) }
     }

@@ -5,7 +5,7 @@ use crate::{
     archive::{listing::Archive, records::Snapshot},
     config::Config,
     mysql::query::Session,
-    ship::{catalog::StateLock, settle_server},
+    ship::catalog::StateLock,
     snapshot::{request, take},
     support::{
         hint::with_hint,
@@ -59,8 +59,8 @@ async fn alone(archive: &Archive, config: &Config, progress: &Progress) -> anyho
         );
         return Err(with_hint(e, "take the snapshot on the primary"));
     }
-    let timeline = settle_server(archive, &endpoint, &mut session).await?;
+    let server_uuid = session.variables().await?.server_uuid()?;
     session.close().await;
-    take::sweep(archive, &settings, timeline.server_uuid).await?;
+    take::sweep(archive, &settings, server_uuid).await?;
     take::take(archive, &endpoint, &settings, &take::new_id(), progress).await
 }

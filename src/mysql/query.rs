@@ -215,10 +215,6 @@ impl Variables {
     pub fn datadir(&self) -> PathBuf {
         PathBuf::from(self.get(&["datadir"]).unwrap_or_default())
     }
-
-    pub fn gtid_set(&self, name: &str) -> anyhow::Result<GtidSet> {
-        Ok(self.get(&[name]).unwrap_or_default().parse()?)
-    }
 }
 
 /// `9.7.4-2` as 90704; 0 where the text is no version. Manuals for 26.x exist: versions are numbers, not texts.
