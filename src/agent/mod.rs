@@ -18,10 +18,11 @@ use crate::{
         records::{Snapshot, SnapshotState},
     },
     config::Config,
-    mysql::{endpoint::Endpoint, query::Session},
+    mysql::{endpoint::Endpoint, query::Session, server::Mysql},
     ship::{
         Shipper, Status,
         catalog::{Catalog, StateLock},
+        standing::Standing,
     },
     snapshot::{request, take},
     support::{
@@ -33,6 +34,9 @@ use crate::{
 
 /// From a signal to the end, whatever the store does.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// A replica is looked at this often, so that a promoted one ships within seconds.
+const ROLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The archive and the parts of the configuration that concern it.
 pub async fn archive(config: &Config) -> anyhow::Result<Archive> {
@@ -67,9 +71,12 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         warn!("the server cannot be reached yet: {}", render(&e));
     }
     let (stop_sender, stop) = watch::channel(false);
+    let (standing_sender, standing) = watch::channel(Standing::default());
+    let watching = tokio::spawn(watch_role(endpoint.clone(), standing_sender));
     let shipper = Arc::new(Shipper {
         archive: archive.clone(),
-        endpoint: endpoint.clone(),
+        server: Arc::new(Mysql(endpoint.clone())),
+        standing,
         catalog: Arc::new(Catalog::open(&config.state_path)),
         settings: crate::ship::Settings {
             flush_interval: config.ship.flush_interval,
@@ -97,12 +104,32 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     stop_sender.send_replace(true);
     // A snapshot that is under way is given up: its record stays `started`, and the next start ends it.
     snapshotting.abort();
+    watching.abort();
     match timeout(STOP_PATIENCE, shipping).await {
         Ok(joined) => joined.context("the shipping task died"),
         Err(_) => bail!(
             "shipping did not stop within {} s; nothing is lost by that",
             STOP_PATIENCE.as_secs()
         ),
+    }
+}
+
+/// Without Orchestrator the server is primary when it is writable.
+async fn watch_role(endpoint: Endpoint, standing: watch::Sender<Standing>) {
+    let mut looks = interval(ROLE_INTERVAL);
+    loop {
+        looks.tick().await;
+        let looked = async { Session::connect(&endpoint).await?.is_writable().await };
+        // That the server says nothing is the stream's matter.
+        if let Ok(is_writable) = looked.await {
+            let seen = Standing {
+                is_writable,
+                is_primary: is_writable,
+                confirmed_by: None,
+                takes_snapshots: is_writable,
+            };
+            standing.send_if_modified(|s| std::mem::replace(s, seen.clone()) != seen);
+        }
     }
 }
 

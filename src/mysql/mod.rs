@@ -7,4 +7,5 @@ pub mod login;
 pub mod preflight;
 pub mod process;
 pub mod query;
+pub mod server;
 pub mod wire;

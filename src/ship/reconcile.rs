@@ -1,7 +1,6 @@
 //! What the server has against what the archive has: where shipping goes on.
 
 use tracing::{debug, warn};
-use uuid::Uuid;
 
 use crate::{
     archive::{
@@ -11,8 +10,8 @@ use crate::{
     },
     binlog::gtid::GtidSet,
     mysql::{
-        endpoint::Endpoint,
-        query::{ServerBinlog, Session},
+        query::ServerBinlog,
+        server::{Server, ServerState},
     },
 };
 
@@ -41,14 +40,8 @@ pub struct Todo {
 }
 
 /// Looks from the newest binlog back until it meets one that is sealed: binlogs are sealed in order.
-pub async fn reconcile(
-    archive: &Archive,
-    endpoint: &Endpoint,
-    session: &mut Session,
-    server_uuid: Uuid,
-    timeline: &Timeline,
-) -> anyhow::Result<Todo> {
-    let files = session.binary_logs().await?;
+pub async fn reconcile(archive: &Archive, server: &dyn Server, state: &ServerState, timeline: &Timeline) -> anyhow::Result<Todo> {
+    let (files, server_uuid) = (&state.binlogs, state.server_uuid);
     let is_on_server = |place: &BinlogPlace| place.server_uuid == server_uuid && files.iter().any(|f| f.name == place.name);
     let sealed = archive.sealed_index().await?;
     let mut stored = archive
@@ -65,12 +58,12 @@ pub async fn reconcile(
         history_was_replaced: false,
     };
     let mut met_any = false;
-    for file in files.into_iter().rev() {
+    for file in files.iter().rev() {
         let namesakes: Vec<&StoredBinlog> = stored.iter().filter(|b| b.place().name == file.name).collect();
         let identity = if namesakes.is_empty() {
             None
         } else {
-            identify(endpoint, &file.name).await?
+            identify(server, &file.name).await?
         };
         let is_it = |b: &&&StoredBinlog| identity.as_ref().is_some_and(|i| i.fingerprint == b.opening.fingerprint);
         let found = namesakes.iter().find(is_it);
@@ -98,7 +91,10 @@ pub async fn reconcile(
             };
             (binlog.opening.clone(), covered)
         });
-        todo.binlogs.push(Unsealed { file, known });
+        todo.binlogs.push(Unsealed {
+            file: file.clone(),
+            known,
+        });
     }
     todo.binlogs.reverse();
     let is_there = |place: &BinlogPlace| {
@@ -111,21 +107,16 @@ pub async fn reconcile(
         .filter(|b| b.opening.timeline == timeline.id && !is_there(b.place()));
     todo.vanished_label_ns = vanished.map(|b| b.place().label_ns).max();
     if !met_any && !todo.history_was_replaced {
-        todo.history_was_replaced = !holds_what_was_shipped(archive, session, server_uuid, timeline).await?;
+        todo.history_was_replaced = !holds_what_was_shipped(archive, state, timeline).await?;
     }
     debug!(binlogs = todo.binlogs.len(), met_any, "compared the server with the archive");
     Ok(todo)
 }
 
 /// Whether the server's gtid_executed holds everything that the archive has of this timeline.
-async fn holds_what_was_shipped(
-    archive: &Archive,
-    session: &mut Session,
-    server_uuid: Uuid,
-    timeline: &Timeline,
-) -> anyhow::Result<bool> {
+async fn holds_what_was_shipped(archive: &Archive, state: &ServerState, timeline: &Timeline) -> anyhow::Result<bool> {
     let mut shipped = archive.binlogs().await?;
-    shipped.retain(|b| b.place().server_uuid == server_uuid && b.opening.timeline == timeline.id);
+    shipped.retain(|b| b.place().server_uuid == state.server_uuid && b.opening.timeline == timeline.id);
     let mut snapshots = archive.snapshots().await?;
     snapshots.retain(|s| s.timeline == timeline.id);
     let mut gtids = timeline.branch_set.clone();
@@ -134,12 +125,12 @@ async fn holds_what_was_shipped(
         gtids.add(binlog.gtids().unwrap_or(&GtidSet::new()));
     }
     snapshots.iter().for_each(|s| gtids.add(&s.gtids_before));
-    let missing = gtids.subtract(&session.gtid_executed().await?);
+    let missing = gtids.subtract(&state.gtid_executed);
     if !missing.is_empty() {
         warn!(%missing, "the server lacks transactions that were shipped from it: its history was replaced");
     }
     // GTIDs are reused after a RESET, and a tail's transactions are not known without reading it. But nothing was purged,
     // so the server's first binlog would have been met, had it been there when binlogs of this timeline were shipped.
-    let begins_anew = !shipped.is_empty() && session.gtid_purged().await?.is_empty();
+    let begins_anew = !shipped.is_empty() && state.gtid_purged.is_empty();
     Ok(missing.is_empty() && !begins_anew)
 }

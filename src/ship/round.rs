@@ -15,7 +15,7 @@ use crate::{
         records::{Ending, Opening, Reason, Timeline},
     },
     binlog::gtid::GtidSet,
-    mysql::endpoint::Endpoint,
+    mysql::server::SharedServer,
     support::{clock, hint::render},
 };
 
@@ -53,7 +53,7 @@ pub struct Status {
 /// What the parts of one round share.
 pub struct Round {
     pub archive: Archive,
-    pub endpoint: Endpoint,
+    pub server: SharedServer,
     pub catalog: Arc<Catalog>,
     pub settings: Settings,
     pub status: watch::Sender<Status>,
@@ -96,7 +96,7 @@ impl Round {
                 opening
             }
             // A binlog without a transaction needs no object.
-            None => match identify(&self.endpoint, &file.name).await? {
+            None => match identify(&*self.server, &file.name).await? {
                 Some(identity) => self.open(&file.name, &identity).await?,
                 None => return Ok(()),
             },
@@ -106,7 +106,7 @@ impl Round {
             opening,
             expected_bytes: Some(file.bytes),
         };
-        let manifest = seal(&self.archive, &self.endpoint, &self.catalog, self.settings.codec, &work).await?;
+        let manifest = seal(&self.archive, &*self.server, &self.catalog, self.settings.codec, &work).await?;
         self.crashed = manifest.ending == Ending::Crash;
         Ok(())
     }

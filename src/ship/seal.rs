@@ -21,8 +21,8 @@ use crate::{
         transaction::Tracker,
     },
     mysql::{
-        dump::{AtEnd, Dump, DumpItem},
-        endpoint::Endpoint,
+        dump::{AtEnd, DumpItem},
+        server::{BinlogStream, Server},
     },
     store::Upload,
     support::hint::OrHint,
@@ -56,10 +56,10 @@ pub struct ToSeal {
 }
 
 /// Reads `name` up to its first transaction; None if it has none.
-pub async fn identify(endpoint: &Endpoint, name: &str) -> anyhow::Result<Option<Identity>> {
+pub async fn identify(server: &dyn Server, name: &str) -> anyhow::Result<Option<Identity>> {
     let mut beginning = Beginning::new();
     let mut identity = None;
-    read_closed(endpoint, name, |piece| {
+    read_closed(server, name, |piece| {
         if identity.is_none() {
             identity = beginning.piece(piece)?;
         }
@@ -71,11 +71,11 @@ pub async fn identify(endpoint: &Endpoint, name: &str) -> anyhow::Result<Option<
 
 /// Shows the events of binlog `name` until `visit` says false or the binlog ends. Returns the position after the last one.
 async fn read_closed(
-    endpoint: &Endpoint,
+    server: &dyn Server,
     name: &str,
     mut visit: impl FnMut(&Piece<'_>) -> anyhow::Result<bool>,
 ) -> anyhow::Result<u64> {
-    let mut reading = Reading::open(endpoint, name).await?;
+    let mut reading = Reading::open(server, name).await?;
     while let Some(bytes) = reading.next().await? {
         let mut wanted = true;
         reading.splitter.push(&bytes, |piece| {
@@ -91,14 +91,15 @@ async fn read_closed(
 
 /// A closed binlog, being read from the server.
 struct Reading {
-    dump: Dump,
+    dump: Box<dyn BinlogStream>,
     name: String,
     splitter: Splitter,
 }
 
 impl Reading {
-    async fn open(endpoint: &Endpoint, name: &str) -> anyhow::Result<Reading> {
-        let dump = Dump::open(endpoint, name, MAGIC.len() as u64, AtEnd::Stop)
+    async fn open(server: &dyn Server, name: &str) -> anyhow::Result<Reading> {
+        let dump = server
+            .dump(name, MAGIC.len() as u64, AtEnd::Stop)
             .await
             .with_context(|| format!("cannot read binlog {name}"))?;
         let mut splitter = Splitter::new();
@@ -132,14 +133,14 @@ impl Reading {
 /// Stores the binlog whole. Its opening is stored already. May run again after any interruption.
 pub async fn seal(
     archive: &Archive,
-    endpoint: &Endpoint,
+    server: &dyn Server,
     catalog: &Catalog,
     codec: Codec,
     work: &ToSeal,
 ) -> anyhow::Result<Manifest> {
     let place = &work.opening.place;
     let mut sealer = Sealer::begin(archive, codec, place, catalog.segments(place)).await?;
-    let result = sealer.run(endpoint, work).await;
+    let result = sealer.run(server, work).await;
     let content = match result {
         Ok(content) => content,
         Err(e) => {
@@ -191,8 +192,8 @@ impl Sealer {
         Ok(())
     }
 
-    async fn run(&mut self, endpoint: &Endpoint, work: &ToSeal) -> anyhow::Result<Content> {
-        let mut reading = Reading::open(endpoint, &work.name).await?;
+    async fn run(&mut self, server: &dyn Server, work: &ToSeal) -> anyhow::Result<Content> {
+        let mut reading = Reading::open(server, &work.name).await?;
         let mut beginning = Some(Beginning::new());
         let mut facts = Facts::default();
         while let Some(bytes) = reading.next().await? {

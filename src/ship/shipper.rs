@@ -15,14 +15,8 @@ use crate::{
         records::{DESCENT_FILE, Descent, Ending, Reason, Timeline},
     },
     binlog::gtid::GtidSet,
-    mysql::{
-        endpoint::Endpoint,
-        query::{Session, Variables},
-    },
-    support::{
-        hint::{render, with_hint},
-        retry::Backoff,
-    },
+    mysql::server::{Server, ServerState, SharedServer},
+    support::{hint::render, retry::Backoff},
 };
 
 use super::{
@@ -30,11 +24,10 @@ use super::{
     lineage::{Claim, Claimant, claim_timeline, settle},
     reconcile::{Todo, reconcile},
     round::{Round, Settings, Status, stopped},
+    standing::Standing,
     tail::Tail,
 };
 
-/// A replica is looked at this often, so that a promoted one ships within seconds.
-const ROLE_INTERVAL: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(15);
 /// After that a human must look.
@@ -43,7 +36,8 @@ const FAILING_TOLERATED: Duration = Duration::from_secs(60);
 /// Ships one server's binlogs.
 pub struct Shipper {
     pub archive: Archive,
-    pub endpoint: Endpoint,
+    pub server: SharedServer,
+    pub standing: watch::Receiver<Standing>,
     pub catalog: Arc<Catalog>,
     pub settings: Settings,
     pub status: watch::Sender<Status>,
@@ -58,11 +52,16 @@ impl Shipper {
         let mut failing_since = None;
         loop {
             let started = Instant::now();
+            let mut standing = self.standing.clone();
             let wait = match self.round(&mut stop).await {
                 Ok(()) if *stop.borrow() => return,
                 Ok(()) => {
                     failing_since = None;
-                    ROLE_INTERVAL
+                    tokio::select! {
+                        () = stopped(&mut stop) => return,
+                        _ = standing.wait_for(Standing::ships) => {}
+                    }
+                    continue;
                 }
                 Err(e) => {
                     if started.elapsed() > RETRY_LONGEST {
@@ -89,41 +88,33 @@ impl Shipper {
     }
 
     async fn round(&self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<()> {
-        let mut session = Session::connect(&self.endpoint).await?;
-        let primary = session.is_writable().await?;
+        let mut standing = self.standing.clone();
+        let primary = standing.borrow_and_update().ships();
         let mut before = None;
         self.status.send_modify(|s| before = s.primary.replace(primary));
         if before != Some(primary) {
-            info!(
-                "the server is {}",
-                if primary {
-                    "writable, and shipped"
-                } else {
-                    "read-only, and not shipped"
-                }
-            );
+            info!("the server is {}", if primary { "shipped" } else { "not shipped: a replica" });
         }
         if !primary {
-            session.close().await;
             return Ok(());
         }
-        let (timeline, mut todo) = settle_and_reconcile(&self.archive, &self.endpoint, &mut session).await?;
+        let state = self.server.look().await?;
+        let (timeline, mut todo) = settle_and_reconcile(&self.archive, &*self.server, &state).await?;
         if timeline.parent.is_none() {
             self.snapshot_wanted.notify_one();
         }
         let mut round = Round {
             archive: self.archive.clone(),
-            endpoint: self.endpoint.clone(),
+            server: self.server.clone(),
             catalog: self.catalog.clone(),
             settings: self.settings.clone(),
             status: self.status.clone(),
             server_uuid: timeline.server_uuid,
             timeline,
-            purged: session.gtid_purged().await?,
+            purged: state.gtid_purged,
             crashed: todo.ending_before == Some(Ending::Crash),
             vanished_label_ns: todo.vanished_label_ns,
         };
-        session.close().await;
         let live = todo.binlogs.pop().context("the server has no binlog; is log_bin on?")?;
         for closed in todo.binlogs {
             tokio::select! {
@@ -139,7 +130,7 @@ impl Shipper {
         let watching = async {
             tokio::select! {
                 () = stopped(stop) => {}
-                () = self.demoted() => info!("the server became read-only"),
+                _ = standing.wait_for(|s| !s.ships()) => info!("the server became a replica"),
             }
             end.send_replace(true);
             std::future::pending::<()>().await;
@@ -149,38 +140,24 @@ impl Shipper {
             () = watching => Ok(()),
         }
     }
-
-    /// Resolves once the server says that it is read-only. That it says nothing is the stream's matter.
-    async fn demoted(&self) {
-        loop {
-            sleep(ROLE_INTERVAL).await;
-            let looked = async { Session::connect(&self.endpoint).await?.is_writable().await };
-            if matches!(looked.await, Ok(false)) {
-                return;
-            }
-        }
-    }
 }
 
-/// The timeline on which the server behind `session` goes on, claimed if it has none, or if its history is not the one that was
-/// shipped.
-pub async fn settle_server(archive: &Archive, endpoint: &Endpoint, session: &mut Session) -> anyhow::Result<Timeline> {
-    Ok(settle_and_reconcile(archive, endpoint, session).await?.0)
+/// The timeline on which the server goes on, claimed if it has none, or if its history is not the one that was shipped.
+pub async fn settle_server(archive: &Archive, server: &dyn Server) -> anyhow::Result<Timeline> {
+    let state = server.look().await?;
+    Ok(settle_and_reconcile(archive, server, &state).await?.0)
 }
 
-async fn settle_and_reconcile(archive: &Archive, endpoint: &Endpoint, session: &mut Session) -> anyhow::Result<(Timeline, Todo)> {
-    let variables = session.variables().await?;
-    ensure_shippable(&variables)?;
-    let server_uuid = variables.server_uuid()?;
-    let descent = read_descent(&variables.datadir(), archive)?;
+async fn settle_and_reconcile(archive: &Archive, server: &dyn Server, state: &ServerState) -> anyhow::Result<(Timeline, Todo)> {
+    let descent = read_descent(&state.datadir, archive)?;
     let claimant = Claimant {
-        server_uuid,
+        server_uuid: state.server_uuid,
         descent: descent.as_ref(),
     };
     let timeline = settle(archive, &claimant).await?;
     // A claim is made on what the decision was based on: whoever decides the same at the same moment collides with it.
     let timelines = archive.timelines().await?;
-    let todo = reconcile(archive, endpoint, session, server_uuid, &timeline).await?;
+    let todo = reconcile(archive, server, state, &timeline).await?;
     if !todo.history_was_replaced {
         return Ok((timeline, todo));
     }
@@ -191,27 +168,10 @@ async fn settle_and_reconcile(archive: &Archive, endpoint: &Endpoint, session: &
         reason: Reason::Reset,
         adopted: timeline.adopted,
     };
-    let root = claim_timeline(archive, &timelines, server_uuid, claim).await?;
+    let root = claim_timeline(archive, &timelines, state.server_uuid, claim).await?;
     // What the old history left behind is none of the root's business.
-    let todo = reconcile(archive, endpoint, session, server_uuid, &root).await?;
+    let todo = reconcile(archive, server, state, &root).await?;
     Ok((root, todo))
-}
-
-/// Without these nothing is claimed: there would be nothing to ship under the claim.
-fn ensure_shippable(variables: &Variables) -> anyhow::Result<()> {
-    for (name, needed) in [
-        ("log_bin", "start mysqld with --log-bin"),
-        ("gtid_mode", "set gtid_mode=ON and enforce_gtid_consistency=ON"),
-    ] {
-        if !variables.is_on(&[name]) {
-            let value = variables.get(&[name]).unwrap_or("not there");
-            return Err(with_hint(
-                anyhow::anyhow!("the server cannot be shipped from: its {name} is {value}"),
-                needed,
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// What `recover` left in the datadir, if this server comes from it.

@@ -20,7 +20,7 @@ use crate::{
         event::{MAGIC, kind},
         splitter::{SplitError, Splitter},
     },
-    mysql::dump::{AtEnd, Dump, DumpItem},
+    mysql::dump::{AtEnd, DumpItem},
     store::Upload,
     support::clock,
 };
@@ -95,8 +95,9 @@ impl<'r> Tail<'r> {
     /// Goes on until `stop`, or until something fails.
     pub async fn follow(mut self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<()> {
         let from = self.splitter.position().max(MAGIC.len() as u64);
-        let endpoint = self.round.endpoint.clone();
-        let mut dump = Dump::open(&endpoint, &self.name, from, AtEnd::Wait)
+        let server = self.round.server.clone();
+        let mut dump = server
+            .dump(&self.name, from, AtEnd::Wait)
             .await
             .context("cannot open the binlog stream")?;
         info!(binlog = %self.name, position = from, "following the live binlog");
@@ -146,7 +147,7 @@ impl<'r> Tail<'r> {
     /// After RESET BINARY LOGS AND GTIDS the server goes on reading the old file for this stream, without an error and without an
     /// end, while a new one of the same name grows. So whenever nothing came for a while, the server's file is looked at again.
     async fn ensure_same_binlog(&mut self) -> anyhow::Result<()> {
-        let identity = identify(&self.round.endpoint, &self.name).await?;
+        let identity = identify(&*self.round.server, &self.name).await?;
         let there = identity.map(|i| i.fingerprint);
         let followed = self.opening.as_ref().map(|o| o.fingerprint.clone());
         let same = match (&followed, &there) {
@@ -267,15 +268,15 @@ impl<'r> Tail<'r> {
                 opening,
                 expected_bytes: Some(self.splitter.position()),
             };
-            let (archive, endpoint, catalog) = (
+            let (archive, server, catalog) = (
                 self.round.archive.clone(),
-                self.round.endpoint.clone(),
+                self.round.server.clone(),
                 self.round.catalog.clone(),
             );
             let (codec, sealing) = (self.round.settings.codec, self.sealing.clone());
             self.seals.spawn(async move {
                 let _one_at_a_time = sealing.lock().await;
-                seal(&archive, &endpoint, &catalog, codec, &work).await.map(|_| ())
+                seal(&archive, &*server, &catalog, codec, &work).await.map(|_| ())
             });
         }
         let ending = match self.last_kind {

@@ -22,6 +22,7 @@ use crate::{
         endpoint::Endpoint,
         preflight,
         query::{Session, Variables},
+        server::Mysql,
     },
     ship::settle_server,
     store::Put,
@@ -85,7 +86,7 @@ pub async fn take(
         id: id.to_owned(),
         state: SnapshotState::Started,
         provider: Provider::Clone,
-        timeline: settle_server(archive, endpoint, &mut session).await?.id,
+        timeline: settle_server(archive, &Mysql(endpoint.clone())).await?.id,
         server_uuid,
         server_version: variables.version().to_owned(),
         started_at_us: clock::now_us(),
@@ -166,7 +167,7 @@ async fn copy(
     let staged = clone::clone_into(endpoint, &settings.staging_dir, &record.id, progress).await?;
     let gtids_after = session.gtid_executed().await?;
     // The server's timeline may have changed since; what was copied belongs to the one that it is on now.
-    let timeline = settle_server(archive, endpoint, session).await?.id;
+    let timeline = settle_server(archive, &Mysql(endpoint.clone())).await?.id;
     let path = TimelinePath::find(&archive.timelines().await?, Some(timeline))?;
     if path.inherited(record.timeline).is_none() || !record.gtids_before.is_subset(&gtids_after) {
         return Err(anyhow::anyhow!(
