@@ -127,6 +127,7 @@ async fn watch_role(endpoint: Endpoint, standing: watch::Sender<Standing>) {
                 is_primary: is_writable,
                 confirmed_by: None,
                 takes_snapshots: is_writable,
+                standalone: true,
             };
             standing.send_if_modified(|s| std::mem::replace(s, seen.clone()) != seen);
         }

@@ -58,6 +58,18 @@ impl Path {
         self.timelines.last().expect("a path has at least one timeline")
     }
 
+    /// The last timeline and those right before it that the same server claimed, oldest first.
+    pub fn own_line(&self) -> &[Timeline] {
+        let server_uuid = self.last().server_uuid;
+        let foreign = self.timelines.iter().rposition(|t| t.server_uuid != server_uuid);
+        &self.timelines[foreign.map_or(0, |at| at + 1)..]
+    }
+
+    /// Whether timeline `id` is on the path.
+    pub fn holds(&self, id: u32) -> bool {
+        self.timelines.iter().any(|t| t.id == id)
+    }
+
     /// What of timeline `id`'s transactions is part of the path's history; None if the timeline is not on the path.
     pub fn inherited(&self, id: u32) -> Option<Inherited> {
         let at = self.timelines.iter().position(|t| t.id == id)?;

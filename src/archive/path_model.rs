@@ -73,6 +73,7 @@ impl World {
             branch_set,
             reason: Reason::Crash,
             adopted: true,
+            confirmed_by: None,
             nonce: Uuid::nil(),
             claimed_at_us: 0,
         });

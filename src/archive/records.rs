@@ -77,6 +77,9 @@ pub struct Timeline {
     pub reason: Reason,
     /// Whether it is part of the shard's history, or was shipped only so that nothing is lost.
     pub adopted: bool,
+    /// Who said that the server is the shard's primary, where the claim rests on somebody's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_by: Option<String>,
     /// Made up by whoever claims, to recognise its own claim after a lost answer.
     pub nonce: Uuid,
     pub claimed_at_us: i64,
@@ -89,6 +92,10 @@ pub enum Reason {
     Reset,
     Crash,
     Recovery,
+    /// Orchestrator confirmed that the server was promoted.
+    Promotion,
+    /// An operator's word: `mysql-pitr adopt`.
+    Adoption,
     UnknownServer,
 }
 
@@ -99,6 +106,8 @@ impl fmt::Display for Reason {
             Reason::Reset => "reset",
             Reason::Crash => "crash",
             Reason::Recovery => "recovery",
+            Reason::Promotion => "promotion",
+            Reason::Adoption => "adoption",
             Reason::UnknownServer => "unknown server",
         })
     }

@@ -1,6 +1,11 @@
 //! On which timeline this server's transactions belong, and the claiming of new ones.
+//!
+//! Only a word from outside (Orchestrator's, an operator's), or descent from a recovery, puts a server in the place of the one
+//! that the current timeline names. Without it a server is shipped all the same, so that nothing is lost, on a timeline
+//! that is not adopted. Where it holds all that the current timeline began with, that one is a child of the current timeline: once
+//! the word comes, it is adopted by a child of its own, and nothing has to be shipped again.
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use tracing::{error, info};
 use uuid::Uuid;
 
@@ -8,7 +13,7 @@ use crate::{
     archive::{
         keys,
         listing::Archive,
-        path::{self, Path},
+        path::{self, Path, PathError},
         records::{Descent, FORMAT_VERSION, Reason, Timeline},
     },
     binlog::gtid::GtidSet,
@@ -17,10 +22,41 @@ use crate::{
 };
 
 /// What decides where a server belongs.
+#[derive(Debug, Clone)]
 pub struct Claimant<'a> {
     pub server_uuid: Uuid,
+    pub gtid_executed: &'a GtidSet,
     /// Where `recover` made this server: what it left in the datadir.
     pub descent: Option<&'a Descent>,
+    /// Who says that this server is the shard's primary.
+    pub word: Option<&'a Word>,
+    /// There is nobody who could say it: a recovered server speaks for itself.
+    pub standalone: bool,
+}
+
+/// Somebody's word that a server is the shard's primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Word {
+    /// Orchestrator's, and where it was asked.
+    Orchestrator(String),
+    /// An operator's; `anew`: though the server does not descend from the current timeline.
+    Operator { name: String, anew: bool },
+}
+
+impl Word {
+    fn reason(&self) -> Reason {
+        match self {
+            Word::Orchestrator(_) => Reason::Promotion,
+            Word::Operator { .. } => Reason::Adoption,
+        }
+    }
+
+    fn text(&self) -> &str {
+        match self {
+            Word::Orchestrator(who) => who,
+            Word::Operator { name, .. } => name,
+        }
+    }
 }
 
 /// What a claim is to say.
@@ -30,6 +66,20 @@ pub struct Claim {
     pub branch_set: GtidSet,
     pub reason: Reason,
     pub adopted: bool,
+    pub confirmed_by: Option<String>,
+}
+
+impl Claim {
+    /// What a root inherits: nothing.
+    pub fn root(reason: Reason, adopted: bool) -> Claim {
+        Claim {
+            parent: None,
+            branch_set: GtidSet::new(),
+            reason,
+            adopted,
+            confirmed_by: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,59 +89,126 @@ pub enum Decision {
 }
 
 /// The rules of who goes on where; pure.
-pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Decision {
-    let own = timelines
-        .iter()
-        .filter(|t| t.server_uuid == claimant.server_uuid)
-        .max_by_key(|t| t.id);
-    if let Some(own) = own {
-        return Decision::Continue(own.id);
+///
+/// # Errors
+/// Where the timelines contradict each other.
+pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Result<Decision, PathError> {
+    let Some(tip) = path::tip(timelines) else {
+        return Ok(Decision::Claim(Claim::root(Reason::FirstStart, true)));
+    };
+    let own = newest_own(timelines, claimant.server_uuid);
+    if tip.server_uuid == claimant.server_uuid {
+        return Ok(Decision::Continue(tip.id));
     }
-    if let Some(descent) = claimant.descent.filter(|d| d.server_uuid == claimant.server_uuid) {
-        return Decision::Claim(Claim {
+    let descent = claimant.descent.filter(|d| d.server_uuid == claimant.server_uuid);
+    if let (None, Some(descent)) = (own, descent) {
+        return Ok(Decision::Claim(Claim {
             parent: Some(descent.parent),
             branch_set: descent.branch_set.clone(),
             reason: Reason::Recovery,
-            adopted: true,
-        });
+            adopted: claimant.standalone || claimant.word.is_some(),
+            confirmed_by: claimant.word.map(|w| w.text().to_owned()),
+        }));
     }
-    let first = path::tip(timelines).is_none();
-    let reason = if first { Reason::FirstStart } else { Reason::UnknownServer };
-    Decision::Claim(Claim {
-        parent: None,
-        branch_set: GtidSet::new(),
-        reason,
-        adopted: first,
+    let base = base(timelines, tip, claimant);
+    let onward = match own {
+        Some(own) => goes_on(timelines, own, base)?.then_some(own),
+        None => None,
+    };
+    let claim = |parent: u32, word: Option<&Word>| {
+        Decision::Claim(Claim {
+            parent: Some(parent),
+            branch_set: claimant.gtid_executed.clone(),
+            reason: word.map_or(Reason::UnknownServer, Word::reason),
+            adopted: word.is_some(),
+            confirmed_by: word.map(|w| w.text().to_owned()),
+        })
+    };
+    let anew = matches!(claimant.word, Some(Word::Operator { anew: true, .. }));
+    Ok(match (claimant.word, onward, base, own) {
+        (Some(word), ..) if anew => Decision::Claim(Claim {
+            confirmed_by: Some(word.text().to_owned()),
+            ..Claim::root(word.reason(), true)
+        }),
+        (Some(word), Some(onward), ..) => claim(onward.id, Some(word)),
+        (Some(word), None, Some(base), _) => claim(base.id, Some(word)),
+        (_, _, _, Some(own)) => Decision::Continue(own.id),
+        (None, _, Some(base), None) => claim(base.id, None),
+        (_, _, None, None) => Decision::Claim(Claim::root(Reason::UnknownServer, false)),
     })
 }
 
-/// The timeline on which the server goes on, claimed if need be.
-pub async fn settle(archive: &Archive, claimant: &Claimant<'_>) -> anyhow::Result<Timeline> {
-    let timelines = archive.timelines().await?;
-    let timeline = match decide(&timelines, claimant) {
-        Decision::Continue(id) => {
-            let Some(timeline) = timelines.iter().find(|t| t.id == id) else {
-                bail!("timeline {id} has vanished from the archive")
-            };
-            timeline.clone()
-        }
-        Decision::Claim(claim) => claim_timeline(archive, &timelines, claimant.server_uuid, claim).await?,
-    };
-    warn_if_off_the_path(archive, &timeline).await?;
-    Ok(timeline)
+fn newest_own(timelines: &[Timeline], server_uuid: Uuid) -> Option<&Timeline> {
+    timelines
+        .iter()
+        .filter(|t| t.server_uuid == server_uuid)
+        .max_by_key(|t| t.id)
 }
 
-async fn warn_if_off_the_path(archive: &Archive, own: &Timeline) -> anyhow::Result<()> {
-    let timelines = archive.timelines().await?;
-    let on_path = Path::find(&timelines, None).is_ok_and(|p| p.last().id == own.id);
-    if !on_path {
-        error!(
-            timeline = own.id,
-            server_uuid = %own.server_uuid,
-            "this server is not the one that the shard's current timeline names: its transactions are shipped, but recovery leaves them out"
-        );
+/// Whether `own` continues the shard's history: it comes from `base`, or from a recovery, which took history back on purpose.
+fn goes_on(timelines: &[Timeline], own: &Timeline, base: Option<&Timeline>) -> Result<bool, PathError> {
+    let path = Path::find(timelines, Some(own.id))?;
+    let recovered = path.own_line().first().is_some_and(|t| t.reason == Reason::Recovery);
+    Ok(base.is_some_and(|b| path.holds(b.id)) || recovered && !own.adopted)
+}
+
+/// The timeline on the current path that the server descends from: it holds what that one began with, and so can have been its
+/// replica. Where the primary's own agent was quicker than its successor's, the current timeline is the one that began with the
+/// primary's crash, and the successor may lack the last transactions before it: so crashes are gone behind. An operator's
+/// word goes behind everything.
+fn base<'t>(timelines: &'t [Timeline], tip: &'t Timeline, claimant: &Claimant<'_>) -> Option<&'t Timeline> {
+    let mut base = tip;
+    while !base.branch_set.is_subset(claimant.gtid_executed) {
+        let goes_behind = base.reason == Reason::Crash || matches!(claimant.word, Some(Word::Operator { .. }));
+        let parent = base.parent.filter(|_| goes_behind)?;
+        base = timelines.iter().find(|t| t.id == parent)?;
     }
-    Ok(())
+    (!claimant.gtid_executed.is_empty()).then_some(base)
+}
+
+/// The timeline on which the server goes on, claimed if need be, and the timelines with it.
+pub async fn settle(archive: &Archive, claimant: &Claimant<'_>) -> anyhow::Result<(Timeline, Vec<Timeline>)> {
+    let mut timelines = archive.timelines().await?;
+    let timeline = match decide(&timelines, claimant)? {
+        Decision::Continue(id) => {
+            let own = timelines.iter().find(|t| t.id == id);
+            own.with_context(|| format!("timeline {id} has vanished from the archive"))?.clone()
+        }
+        Decision::Claim(claim) => {
+            let claimed = claim_timeline(archive, &timelines, claimant.server_uuid, claim).await?;
+            timelines.push(claimed.clone());
+            claimed
+        }
+    };
+    Ok((timeline, timelines))
+}
+
+/// Whether recovery takes what is shipped on `timeline`.
+pub fn is_current(timelines: &[Timeline], timeline: &Timeline) -> bool {
+    path::tip(timelines).is_some_and(|tip| tip.id == timeline.id)
+}
+
+/// Says why a server's transactions are left out by recovery, and what to do; nothing where they are not.
+pub fn warn_if_off_the_path(timelines: &[Timeline], claimant: &Claimant<'_>, own: &Timeline) {
+    let Some(tip) = path::tip(timelines).filter(|tip| tip.id != own.id) else {
+        return;
+    };
+    let missing = tip.branch_set.subtract(claimant.gtid_executed);
+    let why = if !missing.is_empty() {
+        format!("it lacks transactions that the current timeline began with: {missing}")
+    } else if claimant.standalone {
+        "nobody says that it was promoted".to_owned()
+    } else {
+        "Orchestrator does not say that it was promoted".to_owned()
+    };
+    error!(
+        timeline = own.id,
+        current_timeline = tip.id,
+        current_server = %tip.server_uuid,
+        server_uuid = %own.server_uuid,
+        "this server is not the one that the shard's current timeline names: what it writes is shipped, but recovery leaves it out; {why}; \
+         hint: if it is the shard's primary, run `mysql-pitr adopt` on it; if it is not, make it read-only"
+    );
 }
 
 /// Writes the next timeline. Two claimants race for its number, and one loses.
@@ -110,6 +227,7 @@ pub async fn claim_timeline(
         branch_set: claim.branch_set,
         reason: claim.reason,
         adopted: claim.adopted,
+        confirmed_by: claim.confirmed_by,
         nonce: Uuid::new_v4(),
         claimed_at_us: clock::now_us(),
     };
@@ -134,72 +252,166 @@ mod tests {
 
     const A: Uuid = Uuid::from_u128(1);
     const B: Uuid = Uuid::from_u128(2);
+    const C: Uuid = Uuid::from_u128(3);
 
-    fn timeline(id: u32, server_uuid: Uuid) -> Timeline {
+    /// The first `count` transactions of server A.
+    fn first(count: u64) -> GtidSet {
+        if count == 0 {
+            return GtidSet::new();
+        }
+        format!("{A}:1-{count}").parse().unwrap()
+    }
+
+    fn timeline(id: u32, parent: Option<u32>, server_uuid: Uuid, branch_set: GtidSet, adopted: bool) -> Timeline {
         Timeline {
             format: FORMAT_VERSION,
             id,
-            parent: id.checked_sub(1).filter(|p| *p > 0),
+            parent,
             server_uuid,
-            branch_set: GtidSet::new(),
+            branch_set,
             reason: Reason::FirstStart,
-            adopted: true,
+            adopted,
+            confirmed_by: None,
             nonce: Uuid::nil(),
             claimed_at_us: 0,
         }
     }
 
+    fn claimant<'a>(server_uuid: Uuid, gtid_executed: &'a GtidSet, word: Option<&'a Word>) -> Claimant<'a> {
+        Claimant {
+            server_uuid,
+            gtid_executed,
+            descent: None,
+            word,
+            standalone: word.is_none(),
+        }
+    }
+
+    fn orchestrator() -> Word {
+        Word::Orchestrator("orchestrator".into())
+    }
+
+    fn operator(anew: bool) -> Word {
+        Word::Operator { name: "ann".into(), anew }
+    }
+
+    fn claimed(decision: Result<Decision, PathError>) -> Claim {
+        match decision.unwrap() {
+            Decision::Claim(claim) => claim,
+            Decision::Continue(id) => panic!("goes on with {id}"),
+        }
+    }
+
+    /// A failover from A to B, claimed with a word.
+    fn failed_over() -> Vec<Timeline> {
+        vec![
+            timeline(1, None, A, first(0), true),
+            timeline(2, Some(1), B, first(10), true),
+        ]
+    }
+
     #[test]
     fn the_first_server_claims_the_root_and_goes_on_with_it() {
-        let claimant = Claimant {
-            server_uuid: A,
-            descent: None,
-        };
-        assert!(matches!(
-            decide(&[], &claimant),
-            Decision::Claim(Claim {
-                parent: None,
-                adopted: true,
-                reason: Reason::FirstStart,
-                ..
-            })
-        ));
-        assert_eq!(decide(&[timeline(1, A)], &claimant), Decision::Continue(1));
+        let has = first(5);
+        let claim = claimed(decide(&[], &claimant(A, &has, None)));
+        assert_eq!(claim, Claim::root(Reason::FirstStart, true));
+        let timelines = [timeline(1, None, A, first(0), true)];
+        assert_eq!(decide(&timelines, &claimant(A, &has, None)), Ok(Decision::Continue(1)));
     }
 
     #[test]
-    fn an_unknown_server_ships_off_the_path() {
-        let claimant = Claimant {
-            server_uuid: B,
-            descent: None,
-        };
-        assert!(matches!(
-            decide(&[timeline(1, A)], &claimant),
-            Decision::Claim(Claim { adopted: false, .. })
-        ));
+    fn a_confirmed_server_that_descends_is_the_next_on_the_path() {
+        let (timelines, has, word) = ([timeline(1, None, A, first(0), true)], first(10), orchestrator());
+        let claim = claimed(decide(&timelines, &claimant(B, &has, Some(&word))));
+        assert_eq!(
+            (claim.parent, claim.adopted, claim.reason, claim.branch_set),
+            (Some(1), true, Reason::Promotion, has.clone())
+        );
+        assert_eq!(claim.confirmed_by.as_deref(), Some("orchestrator"));
+        assert_eq!(decide(&failed_over(), &claimant(B, &has, None)), Ok(Decision::Continue(2)));
+    }
+
+    /// Orchestrator may answer later than the server is written to.
+    #[test]
+    fn an_unconfirmed_server_ships_off_the_path_and_is_adopted_by_a_child_of_its_own() {
+        let (mut timelines, has) = (vec![timeline(1, None, A, first(0), true)], first(10));
+        let claim = claimed(decide(&timelines, &claimant(B, &has, None)));
+        assert_eq!((claim.parent, claim.adopted, claim.reason), (Some(1), false, Reason::UnknownServer));
+        timelines.push(timeline(2, Some(1), B, first(10), false));
+        assert_eq!(decide(&timelines, &claimant(B, &has, None)), Ok(Decision::Continue(2)));
+        for word in [orchestrator(), operator(false)] {
+            let claim = claimed(decide(&timelines, &claimant(B, &has, Some(&word))));
+            assert_eq!((claim.parent, claim.adopted, claim.reason), (Some(2), true, word.reason()));
+        }
     }
 
     #[test]
-    fn a_recovered_server_claims_a_child_once() {
+    fn a_returned_old_primary_stays_where_it_was_until_it_is_promoted_again() {
+        let (timelines, has, word) = (failed_over(), first(12), orchestrator());
+        assert_eq!(decide(&timelines, &claimant(A, &has, None)), Ok(Decision::Continue(1)));
+        let claim = claimed(decide(&timelines, &claimant(A, &has, Some(&word))));
+        assert_eq!((claim.parent, claim.adopted), (Some(2), true));
+    }
+
+    #[test]
+    fn an_alien_needs_an_operators_word() {
+        let (timelines, has) = (failed_over(), first(9));
+        for word in [None, Some(orchestrator())] {
+            let claim = claimed(decide(&timelines, &claimant(C, &has, word.as_ref())));
+            assert_eq!(claim, Claim::root(Reason::UnknownServer, false));
+        }
+        let word = operator(false);
+        let claim = claimed(decide(&timelines, &claimant(C, &has, Some(&word))));
+        assert_eq!((claim.parent, claim.adopted), (Some(1), true));
+        let word = operator(true);
+        let claim = claimed(decide(&timelines, &claimant(C, &has, Some(&word))));
+        assert_eq!((claim.parent, claim.adopted, claim.reason), (None, true, Reason::Adoption));
+    }
+
+    /// The old primary's agent claimed the child of the crash before anybody was promoted, and it was writable for a moment.
+    #[test]
+    fn a_promoted_server_goes_behind_the_crash_whose_last_transactions_it_lacks() {
+        let crashed = Timeline {
+            reason: Reason::Crash,
+            ..timeline(2, Some(1), A, first(10), true)
+        };
+        let (timelines, word) = ([timeline(1, None, A, first(0), true), crashed], orchestrator());
+        for (count, parent) in [(9, 1), (10, 2)] {
+            let has = first(count);
+            let claim = claimed(decide(&timelines, &claimant(B, &has, Some(&word))));
+            assert_eq!((claim.parent, claim.adopted), (Some(parent), true));
+        }
+    }
+
+    /// Where Orchestrator is asked, a drill that somebody starts an agent on must not take the path.
+    #[test]
+    fn a_recovered_server_claims_a_child_once_and_needs_a_word_where_there_is_somebody_to_say_it() {
+        let (mut timelines, has) = (vec![timeline(1, None, A, first(0), true)], first(3));
         let descent = Descent {
             format: 1,
             shard: "s".into(),
             parent: 1,
             server_uuid: B,
-            branch_set: GtidSet::new(),
+            branch_set: first(3),
         };
-        let claimant = Claimant {
-            server_uuid: B,
+        let recovered = |word, standalone| Claimant {
             descent: Some(&descent),
+            standalone,
+            ..claimant(B, &has, word)
         };
-        assert!(matches!(
-            decide(&[timeline(1, A)], &claimant),
-            Decision::Claim(Claim {
-                parent: Some(1),
-                adopted: true,
-                ..
-            })
-        ));
-        assert_eq!(decide(&[timeline(1, A), timeline(2, B)], &claimant), Decision::Continue(2));
+        let word = orchestrator();
+        for (word, standalone, adopted) in [(None, true, true), (None, false, false), (Some(&word), false, true)] {
+            let claim = claimed(decide(&timelines, &recovered(word, standalone)));
+            assert_eq!((claim.parent, claim.adopted, claim.reason), (Some(1), adopted, Reason::Recovery));
+        }
+        // Meanwhile the old primary went on, on a new timeline; the recovered server lacks what it began with, and is adopted all the same.
+        timelines.push(Timeline {
+            reason: Reason::Recovery,
+            ..timeline(2, Some(1), B, first(3), false)
+        });
+        timelines.push(timeline(3, Some(1), A, first(8), true));
+        assert_eq!(decide(&timelines, &recovered(None, false)), Ok(Decision::Continue(2)));
+        let claim = claimed(decide(&timelines, &recovered(Some(&word), false)));
+        assert_eq!((claim.parent, claim.adopted), (Some(2), true));
     }
 }

@@ -18,4 +18,4 @@ pub mod standing;
 mod tail;
 
 pub use round::{Settings, Status};
-pub use shipper::{Shipper, settle_server};
+pub use shipper::{Shipper, timeline_of};

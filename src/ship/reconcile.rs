@@ -6,7 +6,8 @@ use crate::{
     archive::{
         keys::BinlogPlace,
         listing::{Archive, Form, StoredBinlog, covered_end},
-        records::{Ending, Opening, Timeline},
+        path::Path,
+        records::{Ending, Opening, SnapshotState, Timeline},
     },
     binlog::gtid::GtidSet,
     mysql::{
@@ -39,9 +40,21 @@ pub struct Todo {
     pub history_was_replaced: bool,
 }
 
-/// Looks from the newest binlog back until it meets one that is sealed: binlogs are sealed in order.
-pub async fn reconcile(archive: &Archive, server: &dyn Server, state: &ServerState, timeline: &Timeline) -> anyhow::Result<Todo> {
+/// Looks from the newest binlog back until it meets one that is sealed on the server's own line of timelines: binlogs are sealed in
+/// order. A server that took over from another one stops where the archive lacks nothing that lies further back.
+pub async fn reconcile(
+    archive: &Archive,
+    server: &dyn Server,
+    state: &ServerState,
+    timelines: &[Timeline],
+    timeline: &Timeline,
+) -> anyhow::Result<Todo> {
     let (files, server_uuid) = (&state.binlogs, state.server_uuid);
+    let path = Path::find(timelines, Some(timeline.id))?;
+    let line: Vec<u32> = path.own_line().iter().map(|t| t.id).collect();
+    let took_over = path.own_line()[0].parent.is_some();
+    // What the server had executed when the binlog after the one in hand began.
+    let (mut lacking, mut after) = (None, state.gtid_executed.clone());
     let is_on_server = |place: &BinlogPlace| place.server_uuid == server_uuid && files.iter().any(|f| f.name == place.name);
     let sealed = archive.sealed_index().await?;
     let mut stored = archive
@@ -59,8 +72,9 @@ pub async fn reconcile(archive: &Archive, server: &dyn Server, state: &ServerSta
     };
     let mut met_any = false;
     for file in files.iter().rev() {
-        let namesakes: Vec<&StoredBinlog> = stored.iter().filter(|b| b.place().name == file.name).collect();
-        let identity = if namesakes.is_empty() {
+        let is_namesake = |b: &&StoredBinlog| b.place().name == file.name && line.contains(&b.opening.timeline);
+        let namesakes: Vec<&StoredBinlog> = stored.iter().filter(is_namesake).collect();
+        let identity = if namesakes.is_empty() && !took_over {
             None
         } else {
             identify(server, &file.name).await?
@@ -82,6 +96,17 @@ pub async fn reconcile(archive: &Archive, server: &dyn Server, state: &ServerSta
             let was_cut = file.bytes < manifest.bytes;
             todo.ending_before = Some(if was_cut { Ending::Crash } else { manifest.ending });
             break;
+        }
+        if took_over && found.is_none() && !todo.binlogs.is_empty() {
+            if lacking.is_none() {
+                lacking = Some(lacking_before(archive, &path, state).await?);
+            }
+            if lacking.as_ref().is_some_and(|l| l.intersect(&after).is_empty()) {
+                break;
+            }
+        }
+        if let Some(identity) = &identity {
+            after = identity.previous_gtids.union(&state.gtid_purged);
         }
         let known = found.map(|binlog| {
             let covered = if let Form::Tail(segments) = &binlog.form {
@@ -111,6 +136,29 @@ pub async fn reconcile(archive: &Archive, server: &dyn Server, state: &ServerSta
     }
     debug!(binlogs = todo.binlogs.len(), met_any, "compared the server with the archive");
     Ok(todo)
+}
+
+/// What the server took over, still has in its binlogs, and the archive lacks on the path before it: a tail that the old primary
+/// never shipped, but had replicated. Nothing before the first snapshot is needed, and a tail that is not sealed counts as
+/// lacking: shipping twice is harmless.
+async fn lacking_before(archive: &Archive, path: &Path, state: &ServerState) -> anyhow::Result<GtidSet> {
+    let first = &path.own_line()[0];
+    let mut archived = state.gtid_purged.clone();
+    let index = archive.sealed_index().await?;
+    for binlog in archive.sealed(index.values()).await? {
+        if let (Some(inherited), Some(gtids)) = (path.inherited(binlog.opening.timeline), binlog.gtids()) {
+            archived.add(&inherited.of(gtids));
+        }
+    }
+    let snapshots = archive.snapshots().await?;
+    let usable = snapshots.iter().filter(|s| {
+        let held = s.gtids_after.as_ref().filter(|_| s.state == SnapshotState::Complete);
+        held.is_some_and(|held| path.inherited(s.timeline).is_some_and(|i| i.covers(held)))
+    });
+    if let Some(oldest) = usable.min_by_key(|s| s.gtids_before.count()) {
+        archived.add(&oldest.gtids_before);
+    }
+    Ok(first.branch_set.subtract(&archived))
 }
 
 /// Whether the server's gtid_executed holds everything that the archive has of this timeline.

@@ -22,7 +22,7 @@ use crate::{
 use super::{
     beginning::Identity,
     catalog::Catalog,
-    lineage::{Claim, claim_timeline},
+    lineage::{Claim, claim_timeline, is_current},
     puts::put_once,
     reconcile::Unsealed,
     seal::{ToSeal, identify, is_fault_of_the_binlog, seal},
@@ -156,13 +156,15 @@ impl Round {
     async fn branch_after_crash(&mut self, held: &GtidSet) -> anyhow::Result<()> {
         let is_done = self.timeline.reason == Reason::Crash && self.timeline.branch_set == *held;
         if !is_done {
+            let timelines = self.archive.timelines().await?;
             let claim = Claim {
                 parent: Some(self.timeline.id),
                 branch_set: held.clone(),
                 reason: Reason::Crash,
-                adopted: self.timeline.adopted,
+                // A deposed primary's crash is its own business.
+                adopted: is_current(&timelines, &self.timeline),
+                confirmed_by: None,
             };
-            let timelines = self.archive.timelines().await?;
             self.timeline = claim_timeline(&self.archive, &timelines, self.server_uuid, claim).await?;
         }
         (self.crashed, self.vanished_label_ns) = (false, None);

@@ -2,32 +2,35 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep},
+    time::{Instant, interval, sleep},
 };
 use tracing::{error, info, warn};
+use uuid::Uuid;
 
 use crate::{
     archive::{
         listing::Archive,
+        path,
         records::{DESCENT_FILE, Descent, Ending, Reason, Timeline},
     },
-    binlog::gtid::GtidSet,
     mysql::server::{Server, ServerState, SharedServer},
     support::{hint::render, retry::Backoff},
 };
 
 use super::{
     catalog::Catalog,
-    lineage::{Claim, Claimant, claim_timeline, settle},
+    lineage::{Claim, Claimant, claim_timeline, is_current, settle, warn_if_off_the_path},
     reconcile::{Todo, reconcile},
     round::{Round, Settings, Status, stopped},
     standing::Standing,
     tail::Tail,
 };
 
+/// How often a round looks whether somebody else claimed a timeline: a LIST.
+const LINEAGE_INTERVAL: Duration = Duration::from_secs(15);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(15);
 /// After that a human must look.
@@ -99,7 +102,10 @@ impl Shipper {
             return Ok(());
         }
         let state = self.server.look().await?;
-        let (timeline, mut todo) = settle_and_reconcile(&self.archive, &*self.server, &state).await?;
+        let seen = standing.borrow_and_update().clone();
+        let settled = settle_and_reconcile(&self.archive, &*self.server, &state, &seen).await?;
+        let (timeline, mut todo) = (settled.timeline, settled.todo);
+        let server_uuid = state.server_uuid;
         if timeline.parent.is_none() {
             self.snapshot_wanted.notify_one();
         }
@@ -130,7 +136,7 @@ impl Shipper {
         let watching = async {
             tokio::select! {
                 () = stopped(stop) => {}
-                _ = standing.wait_for(|s| !s.ships()) => info!("the server became a replica"),
+                () = self.superseded(&mut standing, &seen, settled.tip, server_uuid) => {}
             }
             end.send_replace(true);
             std::future::pending::<()>().await;
@@ -140,38 +146,93 @@ impl Shipper {
             () = watching => Ok(()),
         }
     }
+
+    /// Resolves once the round rests on something that is no longer so: the server's standing, or whose the shard's current
+    /// timeline is.
+    async fn superseded(&self, standing: &mut watch::Receiver<Standing>, seen: &Standing, tip: Option<u32>, server_uuid: Uuid) {
+        let mut looks = interval(LINEAGE_INTERVAL);
+        loop {
+            let changed = async {
+                let is_news = |now: &Standing| !now.ships() || now.word().is_some() && now.word() != seen.word();
+                standing.wait_for(is_news).await.map(|now| now.ships())
+            };
+            tokio::select! {
+                ships = changed => {
+                    if !ships.unwrap_or(true) {
+                        info!("the server became a replica");
+                    }
+                    return;
+                }
+                _ = looks.tick() => {
+                    // A store that does not answer is the uploads' matter.
+                    let Ok(timelines) = self.archive.timelines().await else { continue };
+                    let now = path::tip(&timelines);
+                    let by_this_round = |t: &Timeline| t.server_uuid == server_uuid && t.reason == Reason::Crash;
+                    if now.is_some_and(|t| Some(t.id) != tip && !by_this_round(t)) {
+                        info!(before = ?tip, now = ?now.map(|t| t.id), "somebody else claimed the shard's current timeline");
+                        return;
+                    }
+                }
+            }
+        }
+    }
 }
 
-/// The timeline on which the server goes on, claimed if it has none, or if its history is not the one that was shipped.
-pub async fn settle_server(archive: &Archive, server: &dyn Server) -> anyhow::Result<Timeline> {
+/// A server against the archive.
+struct Settled {
+    timeline: Timeline,
+    todo: Todo,
+    /// The shard's current timeline then.
+    tip: Option<u32>,
+}
+
+/// The timeline that the server's data belong to. A primary's is claimed if it has none, or if its history is not the one that was
+/// shipped; a replica's is the shard's current one.
+pub async fn timeline_of(archive: &Archive, server: &dyn Server, standing: &Standing) -> anyhow::Result<Timeline> {
     let state = server.look().await?;
-    Ok(settle_and_reconcile(archive, server, &state).await?.0)
+    if standing.ships() {
+        return Ok(settle_and_reconcile(archive, server, &state, standing).await?.timeline);
+    }
+    let timelines = archive.timelines().await?;
+    let tip = path::tip(&timelines).context("the archive has no timeline yet: the primary's agent claims the first")?;
+    let missing = tip.branch_set.subtract(&state.gtid_executed);
+    if !missing.is_empty() {
+        bail!(
+            "this replica does not belong to the shard's current timeline {}: it lacks {missing}, with which that one began",
+            tip.id
+        );
+    }
+    Ok(tip.clone())
 }
 
-async fn settle_and_reconcile(archive: &Archive, server: &dyn Server, state: &ServerState) -> anyhow::Result<(Timeline, Todo)> {
-    let descent = read_descent(&state.datadir, archive)?;
+async fn settle_and_reconcile(
+    archive: &Archive,
+    server: &dyn Server,
+    state: &ServerState,
+    standing: &Standing,
+) -> anyhow::Result<Settled> {
+    let (descent, word) = (read_descent(&state.datadir, archive)?, standing.word());
     let claimant = Claimant {
         server_uuid: state.server_uuid,
+        gtid_executed: &state.gtid_executed,
         descent: descent.as_ref(),
+        word: word.as_ref(),
+        standalone: standing.standalone,
     };
-    let timeline = settle(archive, &claimant).await?;
     // A claim is made on what the decision was based on: whoever decides the same at the same moment collides with it.
-    let timelines = archive.timelines().await?;
-    let todo = reconcile(archive, server, state, &timeline).await?;
-    if !todo.history_was_replaced {
-        return Ok((timeline, todo));
+    let (mut timeline, mut timelines) = settle(archive, &claimant).await?;
+    let mut todo = reconcile(archive, server, state, &timelines, &timeline).await?;
+    if todo.history_was_replaced {
+        error!("the server's history begins anew (RESET BINARY LOGS AND GTIDS?): a new root timeline and a snapshot follow");
+        let claim = Claim::root(Reason::Reset, is_current(&timelines, &timeline));
+        timeline = claim_timeline(archive, &timelines, state.server_uuid, claim).await?;
+        timelines.push(timeline.clone());
+        // What the old history left behind is none of the root's business.
+        todo = reconcile(archive, server, state, &timelines, &timeline).await?;
     }
-    error!("the server's history begins anew (RESET BINARY LOGS AND GTIDS?): a new root timeline and a snapshot follow");
-    let claim = Claim {
-        parent: None,
-        branch_set: GtidSet::new(),
-        reason: Reason::Reset,
-        adopted: timeline.adopted,
-    };
-    let root = claim_timeline(archive, &timelines, state.server_uuid, claim).await?;
-    // What the old history left behind is none of the root's business.
-    let todo = reconcile(archive, server, state, &root).await?;
-    Ok((root, todo))
+    warn_if_off_the_path(&timelines, &claimant, &timeline);
+    let tip = path::tip(&timelines).map(|t| t.id);
+    Ok(Settled { timeline, todo, tip })
 }
 
 /// What `recover` left in the datadir, if this server comes from it.

@@ -24,7 +24,7 @@ use crate::{
         query::{Session, Variables},
         server::Mysql,
     },
-    ship::settle_server,
+    ship::{standing::Standing, timeline_of},
     store::Put,
     support::{
         clock,
@@ -75,6 +75,7 @@ pub async fn take(
     archive: &Archive,
     endpoint: &Endpoint,
     settings: &Settings,
+    standing: &Standing,
     id: &str,
     progress: &Progress,
 ) -> anyhow::Result<Snapshot> {
@@ -86,7 +87,7 @@ pub async fn take(
         id: id.to_owned(),
         state: SnapshotState::Started,
         provider: Provider::Clone,
-        timeline: settle_server(archive, &Mysql(endpoint.clone())).await?.id,
+        timeline: timeline_of(archive, &Mysql(endpoint.clone()), standing).await?.id,
         server_uuid,
         server_version: variables.version().to_owned(),
         started_at_us: clock::now_us(),
@@ -104,7 +105,7 @@ pub async fn take(
     if !archive.put_record(&key, &record, Put::IfAbsent).await? {
         bail!("there is a snapshot {id} already");
     }
-    let taken = copy(archive, endpoint, &mut session, settings, record.clone(), progress).await;
+    let taken = copy(archive, endpoint, &mut session, settings, standing, record.clone(), progress).await;
     let ended = match &taken {
         Ok(complete) => complete.clone(),
         Err(e) => Snapshot {
@@ -159,6 +160,7 @@ async fn copy(
     endpoint: &Endpoint,
     session: &mut Session,
     settings: &Settings,
+    standing: &Standing,
     record: Snapshot,
     progress: &Progress,
 ) -> anyhow::Result<Snapshot> {
@@ -167,7 +169,7 @@ async fn copy(
     let staged = clone::clone_into(endpoint, &settings.staging_dir, &record.id, progress).await?;
     let gtids_after = session.gtid_executed().await?;
     // The server's timeline may have changed since; what was copied belongs to the one that it is on now.
-    let timeline = settle_server(archive, &Mysql(endpoint.clone())).await?.id;
+    let timeline = timeline_of(archive, &Mysql(endpoint.clone()), standing).await?.id;
     let path = TimelinePath::find(&archive.timelines().await?, Some(timeline))?;
     if path.inherited(record.timeline).is_none() || !record.gtids_before.is_subset(&gtids_after) {
         return Err(anyhow::anyhow!(
