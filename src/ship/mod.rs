@@ -14,6 +14,7 @@ mod reconcile;
 mod round;
 mod seal;
 mod shipper;
+pub mod standing;
 mod tail;
 
 pub use round::{Settings, Status};
