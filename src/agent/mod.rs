@@ -1,4 +1,6 @@
-//! The daemon: one task that ships, one that takes snapshots, and their end.
+//! The daemon: one task that ships, one that takes snapshots, one that watches the server's role, and their end.
+
+pub mod role;
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,6 +13,7 @@ use tokio::{
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use self::role::RoleWatch;
 use crate::{
     archive::{
         listing::Archive,
@@ -67,6 +70,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         warn!("the server cannot be reached yet: {}", render(&e));
     }
     let (stop_sender, stop) = watch::channel(false);
+    let roles = RoleWatch::new(endpoint.clone(), config.orchestrator()?)?;
     let shipper = Arc::new(Shipper {
         archive: archive.clone(),
         endpoint: endpoint.clone(),
@@ -87,6 +91,10 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         wanted: shipper.snapshot_wanted.clone(),
         status: shipper.status.subscribe(),
     };
+    tokio::spawn({
+        let stop = stop.clone();
+        async move { roles.run(stop).await }
+    });
     let shipping = tokio::spawn({
         let (shipper, stop) = (shipper.clone(), stop.clone());
         async move { shipper.run(stop).await }

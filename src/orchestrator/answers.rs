@@ -79,10 +79,16 @@ mod tests {
         let primary = recorded(include_str!("../../tests/fixtures/orchestrator/instance-primary.json"));
         assert!(primary.is_last_check_valid && !primary.read_only && primary.source().is_none());
         assert_eq!(primary.key.to_string(), "127.0.0.1:14411");
-        assert_eq!((primary.cluster_name.as_str(), primary.suggested_cluster_alias.as_str()), ("127.0.0.1:14411", "demo"));
+        assert_eq!(
+            (primary.cluster_name.as_str(), primary.suggested_cluster_alias.as_str()),
+            ("127.0.0.1:14411", "demo")
+        );
 
         let dead = recorded(include_str!("../../tests/fixtures/orchestrator/instance-primary-dead.json"));
-        assert!(!dead.is_last_check_valid && !dead.read_only, "a dead server keeps its read_only");
+        assert!(
+            !dead.is_last_check_valid && !dead.read_only,
+            "a dead server keeps its read_only"
+        );
 
         let candidate = recorded(include_str!("../../tests/fixtures/orchestrator/instance-candidate.json"));
         assert!(candidate.is_candidate && candidate.read_only);
@@ -97,7 +103,14 @@ mod tests {
         let error = read(include_bytes!("../../tests/fixtures/orchestrator/error-unknown-cluster.json")).unwrap();
         assert!(matches!(error, Answer::Error(text) if text.contains("Unable to determine cluster name")));
         assert!(matches!(read(b"null").unwrap(), Answer::Instances(list) if list.is_empty()));
-        for garbage in ["", "<html>", "{}", "[{}]", r#"{"Code":"OK","Message":"fine"}"#, r#"[{"Key":{"Hostname":"a","Port":99999}}]"#] {
+        for garbage in [
+            "",
+            "<html>",
+            "{}",
+            "[{}]",
+            r#"{"Code":"OK","Message":"fine"}"#,
+            r#"[{"Key":{"Hostname":"a","Port":99999}}]"#,
+        ] {
             assert!(read(garbage.as_bytes()).is_err(), "{garbage}");
         }
         let bomb = "[".repeat(1 << 20);

@@ -55,15 +55,15 @@ enum NoAnswer {
     #[error("it answers with an error: {0}")]
     Complaint(String),
     #[error("it refuses us with HTTP {0}")]
-    Unauthorized(StatusCode),
+    Unauthorized(u16),
     #[error("it answers with a redirect (HTTP {0}), which is not followed")]
-    Redirect(StatusCode),
+    Redirect(u16),
     #[error("HTTP {0} without a word: it has no leader, or a proxy cannot reach it")]
-    Leaderless(StatusCode),
+    Leaderless(u16),
     #[error("its answer is larger than {} MiB", BODY_BYTES_MAX >> 20)]
     TooLarge,
     #[error("its answer (HTTP {0}) cannot be understood: {1}")]
-    Garbage(StatusCode, serde_json::Error),
+    Garbage(u16, serde_json::Error),
     #[error("its answer for {0} does not list that server")]
     NotListed(InstanceKey),
 }
@@ -150,10 +150,12 @@ impl Client {
         match answers::read(&body) {
             Ok(Answer::Instances(instances)) => Ok(instances),
             Ok(Answer::Error(text)) => Err(NoAnswer::Complaint(shown(&text))),
-            Err(_) if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status) => Err(NoAnswer::Unauthorized(status)),
-            Err(_) if status.is_redirection() => Err(NoAnswer::Redirect(status)),
-            Err(_) if body.is_empty() && status.is_server_error() => Err(NoAnswer::Leaderless(status)),
-            Err(e) => Err(NoAnswer::Garbage(status, e)),
+            Err(_) if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status) => {
+                Err(NoAnswer::Unauthorized(status.as_u16()))
+            }
+            Err(_) if status.is_redirection() => Err(NoAnswer::Redirect(status.as_u16())),
+            Err(_) if body.is_empty() && status.is_server_error() => Err(NoAnswer::Leaderless(status.as_u16())),
+            Err(e) => Err(NoAnswer::Garbage(status.as_u16(), e)),
         }
     }
 
@@ -184,7 +186,8 @@ impl Client {
 
 fn headers(auth: &Auth) -> anyhow::Result<HeaderMap> {
     let secret = |text: &str| {
-        let mut value = HeaderValue::from_str(text).context("the secret for Orchestrator has characters that no header can bear")?;
+        let mut value =
+            HeaderValue::from_str(text).context("the secret for Orchestrator has characters that no header can bear")?;
         value.set_sensitive(true);
         anyhow::Ok(value)
     };
@@ -221,7 +224,7 @@ fn explain(us: &InstanceKey, failures: &[(&Url, NoAnswer)]) -> anyhow::Error {
     } else if has(|e| matches!(e, NoAnswer::Complaint(_) | NoAnswer::NotListed(_))) {
         "see under which name Orchestrator lists this server, and set instance in the [orchestrator] section to it"
     } else {
-        "see whether Orchestrator runs and has a leader, and urls in the [orchestrator] section"
+        "see whether Orchestrator runs and has a leader, and whether urls in the [orchestrator] section lead to it"
     };
     with_hint(
         anyhow!("{}", said.join("; ")).context(format!("Orchestrator says nothing of {us}")),

@@ -124,7 +124,17 @@ mod tests {
         for text in ["db-1.example.net:3306", "127.0.0.1:14411", "[::1]:3306"] {
             assert_eq!(text.parse::<InstanceKey>().unwrap().to_string(), text);
         }
-        for wrong in ["db-1", "db-1:", ":3306", "db-1:0", "db-1:70000", "::1:3306", "a b:1", "[]:1", "http://a:1"] {
+        for wrong in [
+            "db-1",
+            "db-1:",
+            ":3306",
+            "db-1:0",
+            "db-1:70000",
+            "::1:3306",
+            "a b:1",
+            "[]:1",
+            "http://a:1",
+        ] {
             assert!(wrong.parse::<InstanceKey>().is_err(), "{wrong}");
         }
     }

@@ -108,7 +108,11 @@ fn role(me: &Instance, primaries: &[&Instance]) -> Result<Role, String> {
     if is_head(me) && !me.is_co_master {
         return Err("this server is read-only, and replicates from nobody".into());
     }
-    Ok(if me.is_candidate { Role::CandidatePrimary } else { Role::Replica })
+    Ok(if me.is_candidate {
+        Role::CandidatePrimary
+    } else {
+        Role::Replica
+    })
 }
 
 fn is_living_primary(i: &Instance) -> bool {
@@ -147,7 +151,10 @@ mod tests {
     const CLUSTER_PRIMARY_DEAD: &str = include_str!("../../tests/fixtures/orchestrator/cluster-primary-dead.json");
 
     fn key(port: u16) -> InstanceKey {
-        InstanceKey { host: "127.0.0.1".into(), port }
+        InstanceKey {
+            host: "127.0.0.1".into(),
+            port,
+        }
     }
 
     fn roles(instances: &[Instance], ports: [u16; 3]) -> [(Role, bool, bool); 3] {
@@ -175,7 +182,11 @@ mod tests {
         let alive: Vec<Instance> = serde_json::from_str(CLUSTER).unwrap();
         assert_eq!(
             roles(&alive, ports),
-            [(Primary, true, false), (CandidatePrimary, false, true), (Replica, false, false)]
+            [
+                (Primary, true, false),
+                (CandidatePrimary, false, true),
+                (Replica, false, false)
+            ]
         );
         assert_eq!(judge(&alive, &key(14411)).unwrap().cluster, "demo");
         assert_eq!(judge(&alive, &key(9999)), None);
@@ -183,16 +194,26 @@ mod tests {
         let dead: Vec<Instance> = serde_json::from_str(CLUSTER_PRIMARY_DEAD).unwrap();
         assert_eq!(
             roles(&dead, ports),
-            [(Unknown, false, false), (CandidatePrimary, false, true), (Replica, false, false)]
+            [
+                (Unknown, false, false),
+                (CandidatePrimary, false, true),
+                (Replica, false, false)
+            ]
         );
     }
 
     #[test]
     fn a_split_confirms_nobody_and_names_both() {
-        let split = [member(1, 0, [true, false, false, false]), member(2, 0, [true, false, false, false])];
+        let split = [
+            member(1, 0, [true, false, false, false]),
+            member(2, 0, [true, false, false, false]),
+        ];
         for port in [1, 2] {
             let v = judge(&split, &key(port)).unwrap();
-            assert_eq!((v.role, v.confirmed_primary, v.takes_snapshots), (Role::Unknown, false, false));
+            assert_eq!(
+                (v.role, v.confirmed_primary, v.takes_snapshots),
+                (Role::Unknown, false, false)
+            );
             assert_eq!(
                 v.unclear.unwrap(),
                 "the shard has 2 living, writable primaries: 127.0.0.1:1, 127.0.0.1:2"
@@ -202,7 +223,10 @@ mod tests {
 
     #[test]
     fn a_primary_without_a_living_candidate_takes_its_snapshots() {
-        let view = [member(1, 0, [true, false, false, false]), member(2, 1, [false, true, true, false])];
+        let view = [
+            member(1, 0, [true, false, false, false]),
+            member(2, 1, [false, true, true, false]),
+        ];
         assert!(judge(&view, &key(1)).unwrap().takes_snapshots);
     }
 
@@ -216,14 +240,20 @@ mod tests {
         ];
         assert!(judge(&view, &key(2)).unwrap().takes_snapshots);
         assert!(!judge(&view, &key(3)).unwrap().takes_snapshots);
-        view.extend([member(4, 5, [true, true, true, false]), member(5, 2, [true, true, false, false])]);
+        view.extend([
+            member(4, 5, [true, true, true, false]),
+            member(5, 2, [true, true, false, false]),
+        ]);
         assert!(!judge(&view, &key(2)).unwrap().takes_snapshots);
         assert!(judge(&view, &key(4)).unwrap().takes_snapshots);
     }
 
     #[test]
     fn of_two_that_replicate_from_each_other_the_writable_one_is_primary_and_unconfirmed() {
-        let view = [member(1, 2, [true, false, false, true]), member(2, 1, [true, true, true, true])];
+        let view = [
+            member(1, 2, [true, false, false, true]),
+            member(2, 1, [true, true, true, true]),
+        ];
         let (active, passive) = (judge(&view, &key(1)).unwrap(), judge(&view, &key(2)).unwrap());
         assert_eq!((active.role, active.confirmed_primary), (Role::Primary, false));
         assert_eq!((passive.role, passive.takes_snapshots), (Role::CandidatePrimary, true));
@@ -238,9 +268,15 @@ mod tests {
 
     #[test]
     fn a_writable_replica_is_a_replica() {
-        let view = [member(1, 0, [true, false, false, false]), member(2, 1, [true, false, false, false])];
+        let view = [
+            member(1, 0, [true, false, false, false]),
+            member(2, 1, [true, false, false, false]),
+        ];
         assert_eq!(judge(&view, &key(2)).unwrap().role, Role::Replica);
-        assert!(judge(&view, &key(1)).unwrap().confirmed_primary, "its writability takes nothing from the primary");
+        assert!(
+            judge(&view, &key(1)).unwrap().confirmed_primary,
+            "its writability takes nothing from the primary"
+        );
     }
 
     prop_compose! {
