@@ -1,5 +1,7 @@
 //! The configuration file: parsed strictly, then validated into what the parts are handed.
 
+mod orchestrator;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -11,6 +13,7 @@ use serde::Deserialize;
 use crate::{
     archive::{codec::Codec, keys::Shard},
     mysql::endpoint::{Address, Endpoint, Tls},
+    orchestrator::Options,
     store::{Checksums, StoreOptions},
     support::{hint::OrHint, secret::Secret},
 };
@@ -23,6 +26,7 @@ pub const PASSWORD_VARIABLE: &str = "MYSQL_PITR_MYSQL_PASSWORD";
 pub struct Config {
     pub shard: Shard,
     mysql: Option<MysqlSection>,
+    orchestrator: Option<orchestrator::OrchestratorSection>,
     pub store: StoreSection,
     pub ship: ShipSection,
     pub snapshot: SnapshotSection,
@@ -36,6 +40,7 @@ pub struct Config {
 struct File {
     shard: String,
     mysql: Option<MysqlSection>,
+    orchestrator: Option<orchestrator::OrchestratorSection>,
     store: StoreSection,
     #[serde(default)]
     ship: ShipSection,
@@ -213,15 +218,24 @@ impl Config {
         {
             bail!("[mysql] needs either socket or host");
         }
+        if let Some(orchestrator) = &file.orchestrator {
+            orchestrator.validate()?;
+        }
         Ok(Config {
             shard: Shard::try_from(file.shard).map_err(anyhow::Error::msg)?,
             mysql: file.mysql,
+            orchestrator: file.orchestrator,
             store: file.store,
             ship: file.ship,
             snapshot: file.snapshot,
             recover: file.recover,
             state_path: file.state.path,
         })
+    }
+
+    /// How to ask Orchestrator, with the secrets. None where there is none to ask.
+    pub fn orchestrator(&self) -> anyhow::Result<Option<Options>> {
+        self.orchestrator.as_ref().map(|section| section.options()).transpose()
     }
 
     /// The server that this node ships from, with its password.

@@ -1,7 +1,7 @@
 //! mysql-pitr ships MySQL binlogs and snapshots to an object store, and recovers a server at any chosen microsecond.
 //!
-//! Eight floors, lower ones know nothing of higher ones: `support`, `store` and `binlog` at the ground; `mysql` and
-//! `archive` on them; `ship`, `source` and `volume`; `snapshot` and `inspect`; `recover`; `agent`; `cli`. Only `agent` and
+//! Eight floors, lower ones know nothing of higher ones: `support`; `store`, `binlog` and `orchestrator` on it; `mysql`
+//! and `archive`; `ship`, `source` and `volume`; `snapshot` and `inspect`; `recover`; `agent`; `cli`. Only `agent` and
 //! `cli` read the configuration and construct stores and clients; everyone else is handed what it needs.
 
 pub mod agent;
@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod inspect;
 pub mod mysql;
+pub mod orchestrator;
 pub mod recover;
 pub mod ship;
 pub mod snapshot;

@@ -14,7 +14,7 @@ const LONG_ON_PURPOSE: &str = "Long on purpose:";
 /// The floors as `src/lib.rs` has them, the ground first; those of one floor know nothing of each other.
 const FLOORS: [&[&str]; 8] = [
     &["support"],
-    &["store", "binlog"],
+    &["store", "binlog", "orchestrator"],
     &["mysql", "archive"],
     &["ship", "source", "volume"],
     &["snapshot", "inspect"],
@@ -24,7 +24,7 @@ const FLOORS: [&[&str]; 8] = [
 ];
 /// The configuration is read by these floors only, and speaks of the types of those.
 const CONFIG_READERS: [&str; 2] = ["agent", "cli"];
-const CONFIG_SPEAKS_OF: [&str; 4] = ["archive", "mysql", "store", "support"];
+const CONFIG_SPEAKS_OF: [&str; 5] = ["archive", "mysql", "orchestrator", "store", "support"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

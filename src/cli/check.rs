@@ -1,6 +1,6 @@
 //! `mysql-pitr check`
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use crate::{
     agent,
@@ -10,6 +10,7 @@ use crate::{
         preflight::{self, Check, Verdict},
         query::Session,
     },
+    orchestrator::{Client, judge},
     store::probe,
     support::{
         hint::{hint_of, message},
@@ -33,6 +34,7 @@ const STATE_FREE_BYTES_MIN: u64 = 64 << 20;
 pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let mut checks = server(config).await;
     checks.extend(store(config).await);
+    checks.extend(orchestrator(config).await);
     checks.push(disk(config));
     if args.json {
         output::json(&checks)?;
@@ -84,6 +86,43 @@ async fn store(config: &Config) -> Vec<Check> {
                 "use a store that honours If-None-Match: two primaries could claim one timeline",
             ),
         ],
+    }
+}
+
+/// Nothing, where there is no Orchestrator.
+async fn orchestrator(config: &Config) -> Option<Check> {
+    const NAME: &str = "orchestrator";
+    let looked = async {
+        let Some(options) = config.orchestrator()? else {
+            return Ok(None);
+        };
+        let client = Client::new(&options)?;
+        let us = match options.instance {
+            Some(us) => us,
+            None => agent::role::own_name(&mut Session::connect(&config.endpoint()?).await?).await?,
+        };
+        let view = client.view(&us).await?;
+        let verdict = judge(&view.instances, &us).with_context(|| format!("Orchestrator at {} does not list {us}", view.url))?;
+        anyhow::Ok(Some((view.url, us, verdict)))
+    };
+    match looked.await {
+        Ok(None) => None,
+        Ok(Some((url, us, verdict))) => Some(match &verdict.unclear {
+            Some(why) => Check::warning(
+                NAME,
+                format!("{url} does not tell the role of {us}: {why}"),
+                "resolve it in Orchestrator; until then nobody is confirmed as the primary",
+            ),
+            None => Check::ok(
+                NAME,
+                format!("{us} is {} in cluster {}, says {url}", verdict.role, verdict.cluster),
+            ),
+        }),
+        Err(e) => Some(Check::failed(
+            NAME,
+            message(&e),
+            hint_of(&e).unwrap_or_else(|| "correct the [orchestrator] section".to_owned()),
+        )),
     }
 }
 

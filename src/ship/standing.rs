@@ -1,26 +1,57 @@
-//! What the agent knows of this server's part in the shard.
+//! What the agent knows of its server's part in the shard.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::orchestrator::Role;
 
 use super::lineage::Word;
 
-/// At the last look.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What is known at the last look. [`Standing::default`] is what is known before the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
-    pub is_writable: bool,
-    pub is_primary: bool,
-    /// Who says that this server is the shard's living, writable primary; None where nobody does.
+    /// Orchestrator's last clear word, checked against the server's own state.
+    pub role: Role,
+    /// Who says that this server is the shard's living, writable primary, by what Orchestrator answered last and the server has not
+    /// contradicted since. None where nobody does: standalone, at a split, and as soon as Orchestrator cannot be asked.
     pub confirmed_by: Option<String>,
+    /// Whether clients can write to the server.
+    pub is_writable: bool,
+    /// Whether the shard's snapshots are this server's to take.
     pub takes_snapshots: bool,
-    /// There is nobody who could say it.
+    /// When Orchestrator last gave a clear answer. None without Orchestrator, and before its first.
+    pub answered_at: Option<Instant>,
+    /// There is no Orchestrator to ask.
     pub standalone: bool,
 }
 
 impl Standing {
-    /// Shipping twice is harmless; not shipping loses data.
+    /// Whether the server is shipped. Shipping twice is harmless, not shipping is not: either reason will do.
     pub fn ships(&self) -> bool {
-        self.is_writable || self.is_primary
+        self.is_writable || self.role == Role::Primary
     }
 
+    /// Who says that the server is the shard's primary.
     pub fn word(&self) -> Option<Word> {
         self.confirmed_by.clone().map(Word::Orchestrator)
+    }
+
+    /// How old the role is. None where nobody ever gave one.
+    pub fn age(&self) -> Option<Duration> {
+        self.answered_at.map(|at| at.elapsed())
+    }
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Standing {
+            role: Role::Unknown,
+            confirmed_by: None,
+            is_writable: false,
+            takes_snapshots: false,
+            answered_at: None,
+            standalone: false,
+        }
     }
 }

@@ -10,6 +10,7 @@ pub mod golden;
 pub mod moto;
 pub mod mysql;
 pub mod node;
+pub mod orchestrator;
 pub mod shipped;
 pub mod story;
 pub mod truth;

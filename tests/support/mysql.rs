@@ -95,7 +95,8 @@ impl Server {
         server
     }
 
-    async fn run(&mut self) {
+    /// Starts a server that was killed or stopped.
+    pub async fn run(&mut self) {
         let mut arguments = base(&self.datadir);
         arguments.extend([
             format!("--socket={}", self.socket.display()),
