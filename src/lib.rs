@@ -1,6 +1,6 @@
 //! mysql-pitr ships MySQL binlogs and snapshots to an object store, and recovers a server at any chosen microsecond.
 //!
-//! Eight floors, lower ones know nothing of higher ones: `support`, `store` and `binlog` at the ground; `mysql` and
+//! Eight floors, lower ones know nothing of higher ones: `support`, `store` and `binlog` at the ground, and `metrics`; `mysql` and
 //! `archive` on them; `ship`, `source` and `volume`; `snapshot` and `inspect`; `recover`; `agent`; `cli`. Only `agent` and
 //! `cli` read the configuration and construct stores and clients; everyone else is handed what it needs.
 
@@ -10,6 +10,7 @@ pub mod binlog;
 pub mod cli;
 pub mod config;
 pub mod inspect;
+pub mod metrics;
 pub mod mysql;
 pub mod recover;
 pub mod ship;

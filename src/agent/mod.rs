@@ -1,6 +1,17 @@
-//! The daemon: one task that ships, one that takes snapshots, and their end.
+//! The daemon: one task that ships, one that takes snapshots, those that watch both and answer, and their end.
 
-use std::{sync::Arc, time::Duration};
+pub mod document;
+mod health;
+mod http;
+mod monitor;
+mod publish;
+mod sampler;
+pub mod survey;
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use tokio::{
@@ -24,12 +35,15 @@ use crate::{
         catalog::{Catalog, StateLock},
     },
     snapshot::{request, take},
+    store::counted::{Errors, counted},
     support::{
         hint::{render, with_hint},
         progress::Progress,
         retry::Backoff,
     },
 };
+
+use self::monitor::{Parts, SnapshotCounts};
 
 /// From a signal to the end, whatever the store does.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
@@ -61,7 +75,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
             "one agent runs on a node; stop the other, or give this one its own [state] path",
         ));
     };
-    let archive = archive(config).await?;
+    let mut archive = archive(config).await?;
+    let errors = Errors::default();
+    archive.store = counted(archive.store, errors.clone());
     // Only to find mistakes of the configuration at once; whatever may heal is tried again later.
     if let Err(e) = Session::connect(&endpoint).await {
         warn!("the server cannot be reached yet: {}", render(&e));
@@ -80,7 +96,19 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         snapshot_wanted: Arc::new(Notify::new()),
     });
     info!(shard = %config.shard, store = archive.store.url(), server = %endpoint.address, "the agent runs");
+    let counts = Arc::new(SnapshotCounts::default());
+    let monitoring = monitor::start(Parts {
+        config,
+        archive: &archive,
+        endpoint: &endpoint,
+        status: shipper.status.subscribe(),
+        catalog: &shipper.catalog,
+        errors,
+        snapshots: counts.clone(),
+    })
+    .await;
     let snapshots = Snapshots {
+        counts,
         archive,
         endpoint,
         settings: snapshot_settings(config),
@@ -97,6 +125,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     stop_sender.send_replace(true);
     // A snapshot that is under way is given up: its record stays `started`, and the next start ends it.
     snapshotting.abort();
+    drop(monitoring);
     match timeout(STOP_PATIENCE, shipping).await {
         Ok(joined) => joined.context("the shipping task died"),
         Err(_) => bail!(
@@ -123,6 +152,7 @@ fn retry_first() -> Backoff {
 
 /// Takes the snapshots that are asked for in the bucket, and the first one of every root timeline.
 struct Snapshots {
+    counts: Arc<SnapshotCounts>,
     archive: Archive,
     endpoint: Endpoint,
     settings: take::Settings,
@@ -202,8 +232,13 @@ impl Snapshots {
     }
 
     async fn take(&self, id: &str) -> anyhow::Result<()> {
-        take::take(&self.archive, &self.endpoint, &self.settings, id, &Progress::silent())
-            .await
-            .map(|_| ())
+        let taken = take::take(&self.archive, &self.endpoint, &self.settings, id, &Progress::silent()).await;
+        let count = if taken.is_ok() {
+            &self.counts.complete
+        } else {
+            &self.counts.failed
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        taken.map(|_| ())
     }
 }

@@ -5,6 +5,7 @@
 //! again; nothing that only this process knows is needed. Killed anywhere, it converges: openings, segments, sealed
 //! objects and manifests are written once under keys that the next round finds again by the binlog's fingerprint.
 
+pub mod at_risk;
 mod beginning;
 pub mod catalog;
 mod cutter;
@@ -14,7 +15,9 @@ mod reconcile;
 mod round;
 mod seal;
 mod shipper;
+mod status;
 mod tail;
 
-pub use round::{Settings, Status};
+pub use round::Settings;
 pub use shipper::{Shipper, settle_server};
+pub use status::Status;

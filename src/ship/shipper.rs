@@ -20,7 +20,7 @@ use crate::{
         query::{Session, Variables},
     },
     support::{
-        hint::{render, with_hint},
+        hint::{message, render, with_hint},
         retry::Backoff,
     },
 };
@@ -29,7 +29,8 @@ use super::{
     catalog::Catalog,
     lineage::{Claim, Claimant, claim_timeline, settle},
     reconcile::{Todo, reconcile},
-    round::{Round, Settings, Status, stopped},
+    round::{Round, Settings, stopped},
+    status::Status,
     tail::Tail,
 };
 
@@ -62,6 +63,7 @@ impl Shipper {
                 Ok(()) if *stop.borrow() => return,
                 Ok(()) => {
                     failing_since = None;
+                    self.status.send_modify(|s| s.failing_since_us = None);
                     ROLE_INTERVAL
                 }
                 Err(e) => {
@@ -70,6 +72,7 @@ impl Shipper {
                     }
                     let since = *failing_since.get_or_insert(started);
                     let text = render(&e);
+                    self.status.send_modify(|s| s.fails(message(&e)));
                     if since.elapsed() > FAILING_TOLERATED {
                         error!(
                             "nothing was shipped for {} s, and it is tried again: {text}",
@@ -124,12 +127,15 @@ impl Shipper {
             vanished_label_ns: todo.vanished_label_ns,
         };
         session.close().await;
+        self.status.send_modify(|s| s.begins(round.timeline.id, &todo.binlogs));
         let live = todo.binlogs.pop().context("the server has no binlog; is log_bin on?")?;
         for closed in todo.binlogs {
+            let file = closed.file.clone();
             tokio::select! {
                 () = stopped(stop) => return Ok(()),
                 done = round.closed(closed) => done?,
             }
+            self.status.send_modify(|s| s.passes(&file.name, file.bytes));
         }
         if let Some((opening, _)) = &live.known {
             round.resume(opening).await?;
