@@ -3,6 +3,7 @@
 mod orchestrator;
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -31,6 +32,7 @@ pub struct Config {
     pub ship: ShipSection,
     pub snapshot: SnapshotSection,
     pub recover: RecoverSection,
+    pub http: HttpSection,
     pub state_path: PathBuf,
 }
 
@@ -48,6 +50,8 @@ struct File {
     snapshot: SnapshotSection,
     #[serde(default)]
     recover: RecoverSection,
+    #[serde(default)]
+    http: HttpSection,
     #[serde(default)]
     state: StateSection,
 }
@@ -164,6 +168,39 @@ impl Default for RecoverSection {
     }
 }
 
+/// `[http]`: where the agent tells how it stands.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSection {
+    /// None where it is switched off.
+    #[serde(deserialize_with = "listen")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// In the range that Prometheus exporters use (9100 to 9999), apart from those that a MySQL node commonly has.
+const HTTP_PORT: u16 = 9823;
+
+impl Default for HttpSection {
+    fn default() -> Self {
+        HttpSection {
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], HTTP_PORT))),
+        }
+    }
+}
+
+fn listen<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text == "off" {
+        return Ok(None);
+    }
+    let wrong = |_| {
+        serde::de::Error::custom(format!(
+            "`{text}` is no address to listen on; write it as 127.0.0.1:{HTTP_PORT} or [::1]:{HTTP_PORT}, or \"off\""
+        ))
+    };
+    text.parse().map(Some).map_err(wrong)
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StateSection {
@@ -229,6 +266,7 @@ impl Config {
             ship: file.ship,
             snapshot: file.snapshot,
             recover: file.recover,
+            http: file.http,
             state_path: file.state.path,
         })
     }
@@ -313,6 +351,17 @@ mod tests {
     }
 
     #[test]
+    fn the_address_to_listen_on_is_a_number_or_off() {
+        let listen = |text: &str| Config::parse(&format!("{SMALLEST}[http]\nlisten = \"{text}\"\n")).map(|c| c.http.listen);
+        assert_eq!(listen("off").unwrap(), None);
+        assert_eq!(listen("[::1]:80").unwrap(), Some("[::1]:80".parse().unwrap()));
+        for wrong in ["localhost:9823", "9823", "", "127.0.0.1"] {
+            let error = format!("{:#}", listen(wrong).unwrap_err());
+            assert!(error.contains("no address to listen on"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
     fn the_example_is_right_and_shows_the_defaults() {
         let config = Config::parse(include_str!("../examples/mysql-pitr.toml")).unwrap();
         let defaults = Config::parse(SMALLEST).unwrap();
@@ -322,6 +371,7 @@ mod tests {
         assert_eq!(config.recover.workers, defaults.recover.workers);
         assert_eq!(config.recover.mysqld, defaults.recover.mysqld);
         assert_eq!(config.snapshot.staging_dir, defaults.snapshot.staging_dir);
+        assert_eq!(config.http.listen, defaults.http.listen);
         assert_eq!(config.state_path, defaults.state_path);
     }
 }

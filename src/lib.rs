@@ -1,6 +1,6 @@
 //! mysql-pitr ships MySQL binlogs and snapshots to an object store, and recovers a server at any chosen microsecond.
 //!
-//! Eight floors, lower ones know nothing of higher ones: `support`; `store`, `binlog` and `orchestrator` on it; `mysql`
+//! Eight floors, lower ones know nothing of higher ones: `support`; `store`, `binlog`, `orchestrator` and `metrics` on it; `mysql`
 //! and `archive`; `ship`, `source` and `volume`; `snapshot` and `inspect`; `recover`; `agent`; `cli`. Only `agent` and
 //! `cli` read the configuration and construct stores and clients; everyone else is handed what it needs.
 
@@ -10,6 +10,7 @@ pub mod binlog;
 pub mod cli;
 pub mod config;
 pub mod inspect;
+pub mod metrics;
 pub mod mysql;
 pub mod orchestrator;
 pub mod recover;

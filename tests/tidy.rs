@@ -1,7 +1,7 @@
 //! The house is kept: files of one idea, floors that know nothing of the ones above, no call that stops the process or a thread.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     path::{Path, PathBuf},
     process::Command,
@@ -14,7 +14,7 @@ const LONG_ON_PURPOSE: &str = "Long on purpose:";
 /// The floors as `src/lib.rs` has them, the ground first; those of one floor know nothing of each other.
 const FLOORS: [&[&str]; 8] = [
     &["support"],
-    &["store", "binlog", "orchestrator"],
+    &["store", "binlog", "orchestrator", "metrics"],
     &["mysql", "archive"],
     &["ship", "source", "volume"],
     &["snapshot", "inspect"],
@@ -245,4 +245,32 @@ fn the_program_has_one_hyper_and_one_rustls() {
             assert_eq!(versions(unwanted), Vec::<&str>::new(), "{features:?}: {unwanted}");
         }
     }
+}
+
+/// The names of metrics in a text.
+fn metric_names(text: &str) -> BTreeSet<String> {
+    const PREFIX: &str = "mysql_pitr_";
+    let ends = |rest: &str| {
+        rest.find(|c: char| !(c.is_ascii_lowercase() || c == '_'))
+            .unwrap_or(rest.len())
+    };
+    let found = text.match_indices(PREFIX).map(|(at, _)| &text[at..at + ends(&text[at..])]);
+    found.filter(|name| name.len() > PREFIX.len()).map(str::to_owned).collect()
+}
+
+/// Who is woken by a metric finds it described, and no rule or panel asks for one that does not exist.
+#[test]
+fn metrics_are_described_and_rules_ask_for_real_ones() {
+    let code = library().remove("src/metrics.rs").unwrap();
+    let names = metric_names(&code);
+    assert!(names.len() > 20, "{names:?}");
+    let read = |file: &str| metric_names(&fs::read_to_string(root().join(file)).unwrap());
+    assert_eq!(read("docs/metrics.md"), names);
+    for file in ["monitoring/alerts.yml", "monitoring/dashboard.json"] {
+        let used = read(file);
+        let unknown: Vec<&String> = used.difference(&names).collect();
+        assert!(used.len() > 5 && unknown.is_empty(), "{file}: {unknown:?}");
+    }
+    let dashboard = fs::read_to_string(root().join("monitoring/dashboard.json")).unwrap();
+    serde_json::from_str::<serde_json::Value>(&dashboard).unwrap();
 }

@@ -1,7 +1,15 @@
-//! The daemon: one task that ships, one that takes snapshots, one that watches the server's role, and their end.
+//! The daemon: one task that ships, one that takes snapshots, one that watches the server's role, those that watch and answer, and
+//! their end.
 
+pub mod document;
+mod health;
+mod http;
+mod monitor;
+mod publish;
 pub mod role;
+mod sampler;
 mod snapshots;
+pub mod survey;
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,30 +17,26 @@ use anyhow::{Context, bail};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
-    time::{Instant, interval, timeout},
+    time::timeout,
 };
-use tracing::{error, info, warn};
-use uuid::Uuid;
+use tracing::{info, warn};
 
-use self::{role::RoleWatch, snapshots::Snapshots};
+use self::{
+    monitor::{Parts, SnapshotCounts},
+    role::RoleWatch,
+    snapshots::Snapshots,
+};
 use crate::{
-    archive::{
-        listing::Archive,
-        path,
-        records::{Snapshot, SnapshotState},
-    },
+    archive::listing::Archive,
     config::Config,
-    mysql::{endpoint::Endpoint, query::Session, server::Mysql},
+    mysql::{query::Session, server::Mysql},
     ship::{
         Shipper, Status,
         catalog::{Catalog, StateLock},
     },
-    snapshot::{request, take},
-    support::{
-        hint::{render, with_hint},
-        progress::Progress,
-        retry::Backoff,
-    },
+    snapshot::take,
+    store::counted::{Errors, counted},
+    support::hint::{render, with_hint},
 };
 
 /// From a signal to the end, whatever the store does.
@@ -65,7 +69,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
             "one agent runs on a node; stop the other, or give this one its own [state] path",
         ));
     };
-    let archive = archive(config).await?;
+    let mut archive = archive(config).await?;
+    let errors = Errors::default();
+    archive.store = counted(archive.store, errors.clone());
     // Only to find mistakes of the configuration at once; whatever may heal is tried again later.
     if let Err(e) = Session::connect(&endpoint).await {
         warn!("the server cannot be reached yet: {}", render(&e));
@@ -86,7 +92,19 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         snapshot_wanted: Arc::new(Notify::new()),
     });
     info!(shard = %config.shard, store = archive.store.url(), server = %endpoint.address, "the agent runs");
+    let counts = Arc::new(SnapshotCounts::default());
+    let monitoring = monitor::start(Parts {
+        config,
+        archive: &archive,
+        endpoint: &endpoint,
+        status: shipper.status.subscribe(),
+        catalog: &shipper.catalog,
+        errors,
+        snapshots: counts.clone(),
+    })
+    .await;
     let snapshots = Snapshots {
+        counts,
         archive,
         endpoint,
         settings: snapshot_settings(config),
@@ -107,6 +125,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     stop_sender.send_replace(true);
     // A snapshot that is under way is given up: its record stays `started`, and the next start ends it.
     snapshotting.abort();
+    drop(monitoring);
     match timeout(STOP_PATIENCE, shipping).await {
         Ok(joined) => joined.context("the shipping task died"),
         Err(_) => bail!(

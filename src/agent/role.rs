@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use rand::Rng;
 use tokio::{
     sync::watch,
@@ -283,6 +284,20 @@ async fn look_at(endpoint: &Endpoint, open: Option<(Session, InstanceKey)>) -> a
     };
     let writable = session.is_writable().await?;
     Ok((session, Look { writable, name }))
+}
+
+/// One look at the server, and one answer of Orchestrator, for a command that runs without an agent.
+pub async fn look_once(endpoint: &Endpoint, orchestrator: Option<Options>) -> anyhow::Result<Standing> {
+    let (_, look) = look_at(endpoint, None).await?;
+    let mut knowledge = Knowledge::new(orchestrator.is_none());
+    knowledge.looked(look.writable);
+    if let Some(options) = orchestrator {
+        let us = options.instance.clone().unwrap_or(look.name);
+        let view = Client::new(&options)?.view(&us).await?;
+        let verdict = judge(&view.instances, &us).with_context(|| format!("Orchestrator at {} does not list {us}", view.url))?;
+        knowledge.answered(view.url.as_ref(), verdict, Instant::now());
+    }
+    Ok(knowledge.standing())
 }
 
 /// What the server is called by whoever discovers it: report_host and report_port where they are set, else its own host name and port.

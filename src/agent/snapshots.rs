@@ -3,7 +3,10 @@
 //! One server of a shard is entitled to take them (its [`Standing`] says so), and it is not always the one whose agent finds that one
 //! is needed: that agent asks in the bucket as anybody else.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{
     sync::{Notify, watch},
@@ -24,6 +27,8 @@ use crate::{
     support::{hint::render, progress::Progress, retry::Backoff},
 };
 
+use super::monitor::SnapshotCounts;
+
 /// Between attempts to make the newest moment recoverable.
 fn retry_window() -> Backoff {
     Backoff::new(Duration::from_secs(5), Duration::from_secs(300))
@@ -31,6 +36,7 @@ fn retry_window() -> Backoff {
 
 /// The task that takes snapshots.
 pub(super) struct Snapshots {
+    pub counts: Arc<SnapshotCounts>,
     pub archive: Archive,
     pub endpoint: Endpoint,
     pub settings: take::Settings,
@@ -142,8 +148,13 @@ impl Snapshots {
 
     async fn take(&self, standing: &Standing, id: &str) -> anyhow::Result<()> {
         let silent = Progress::silent();
-        take::take(&self.archive, &self.endpoint, &self.settings, standing, id, &silent)
-            .await
-            .map(|_| ())
+        let taken = take::take(&self.archive, &self.endpoint, &self.settings, standing, id, &silent).await;
+        let count = if taken.is_ok() {
+            &self.counts.complete
+        } else {
+            &self.counts.failed
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        taken.map(|_| ())
     }
 }

@@ -92,9 +92,14 @@ impl StoredBinlog {
 
     /// Where binlogs of one timeline stand in its order: what was executed before them grows, and so do their numbers.
     pub fn order(&self) -> (u64, u64) {
-        let number = self.place().name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
-        (self.opening.held_before.count(), number)
+        order_of(self.place(), &self.opening.held_before)
     }
+}
+
+/// As [`StoredBinlog::order`].
+pub fn order_of(place: &BinlogPlace, held_before: &GtidSet) -> (u64, u64) {
+    let number = place.name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    (held_before.count(), number)
 }
 
 /// Segments (sorted by start) that cover a binlog without holes from its beginning on, as far as they reach, and how many bytes of each

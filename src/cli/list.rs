@@ -5,16 +5,20 @@ use serde::Serialize;
 use crate::{
     agent,
     archive::{
+        gaps::Gap,
         listing::{Form, StoredBinlog, covered_end},
         path::Path,
         records::{Snapshot, SnapshotState, Timeline},
     },
     config::Config,
-    recover::{plan::plan, target::Target},
-    support::{clock, hint::render, progress::human_bytes},
+    recover::window::recoverable,
+    support::{clock, progress::human_bytes},
 };
 
-use super::output::{self, say};
+use super::{
+    output::{self, say},
+    status,
+};
 
 /// Show what is archived: timelines, snapshots, binlogs, and the recoverable window
 #[derive(Debug, clap::Args)]
@@ -29,12 +33,13 @@ struct Listing {
     shard: String,
     store: String,
     window: Window,
+    gaps: Vec<Gap>,
     timelines: Vec<Timeline>,
     snapshots: Vec<Snapshot>,
     binlogs: Vec<Binlog>,
 }
 
-/// Between which moments recovery is possible, gaps apart.
+/// Between which moments recovery is possible without crossing a gap, up to the end of the history.
 #[derive(Debug, Serialize)]
 struct Window {
     from: Option<String>,
@@ -66,34 +71,18 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let path = Path::find(&timelines, None).ok();
     let mut binlogs = archive.binlogs().await?;
     binlogs.sort_by_key(|b| (b.opening.timeline, b.order()));
-    let until = plan(&archive, None, &Target::Latest).await;
-    let serving = |s: &&Snapshot| {
-        s.state == SnapshotState::Complete
-            && path.as_ref().is_some_and(|p| {
-                s.gtids_after
-                    .as_ref()
-                    .is_some_and(|g| p.inherited(s.timeline).is_some_and(|i| i.covers(g)))
-            })
-    };
+    let recoverable = recoverable(&archive, &timelines, &snapshots, &binlogs).await;
     let window = Window {
-        from: snapshots
-            .iter()
-            .filter(serving)
-            .filter_map(|s| s.finished_at_us)
-            .min()
-            .map(clock::format_utc),
-        until: until
-            .as_ref()
-            .ok()
-            .and_then(|p| p.last.as_ref())
-            .map(|stop| clock::format_utc(stop.commit_us)),
-        problem: until.as_ref().err().map(render),
+        from: recoverable.window.from_us.map(clock::format_utc),
+        until: recoverable.until_us.map(clock::format_utc),
+        problem: recoverable.problem,
     };
     let binlogs = binlogs.iter().map(|b| describe(b, path.as_ref())).collect();
     let listing = Listing {
         shard: config.shard.to_string(),
         store: archive.store.url().to_owned(),
         window,
+        gaps: recoverable.window.gaps,
         timelines,
         snapshots,
         binlogs,
@@ -128,10 +117,15 @@ fn print(l: &Listing) {
     match (&l.window.from, &l.window.until) {
         (Some(from), Some(until)) if from > until => say!("recoverable: the state at {until}, nothing was committed since"),
         (Some(from), Some(until)) => say!("recoverable from {from} until {until}"),
+        _ if l.gaps.iter().any(|g| g.closed_by.is_none()) => say!("recoverable only up to a gap"),
         _ => say!("nothing is recoverable yet"),
     }
     if let Some(problem) = &l.window.problem {
         say!("  {problem}");
+    }
+    if !l.gaps.is_empty() {
+        say!("\ngaps");
+        l.gaps.iter().for_each(|g| say!("  {}", status::describe(g)));
     }
     say!("\ntimelines");
     for t in &l.timelines {

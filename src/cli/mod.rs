@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 
+mod adopt;
 mod agent;
 mod check;
 mod generate;
@@ -13,6 +14,7 @@ mod output;
 mod recover;
 mod search;
 mod snapshot;
+mod status;
 
 use crate::support::hint::OrHint;
 
@@ -34,6 +36,7 @@ Examples:
   mysql-pitr check                                       is this node fit to be shipped from?
   mysql-pitr agent                                       ship, until stopped
   mysql-pitr snapshot                                    take a snapshot now
+  mysql-pitr status                                      is it shipped, and what is at risk?
   mysql-pitr list                                        what is archived, and what is recoverable
   mysql-pitr search --statement 'drop table'             find a transaction
   mysql-pitr recover --target-time 2026-11-21T10:14:03.120Z --target-dir /var/lib/mysql";
@@ -43,7 +46,9 @@ enum Command {
     Agent(agent::Args),
     Snapshot(snapshot::Args),
     Recover(recover::Args),
+    Status(status::Args),
     List(list::Args),
+    Adopt(adopt::Args),
     Check(check::Args),
     Search(search::Args),
     Completions(generate::CompletionsArgs),
@@ -58,7 +63,9 @@ impl Cli {
             Command::Agent(args) => agent::run(args, &config()?).await,
             Command::Snapshot(args) => until_interrupted(snapshot::run(args, &config()?)).await,
             Command::Recover(args) => until_interrupted(recover::run(args, &config()?)).await,
+            Command::Status(args) => until_interrupted(status::run(args, &config()?)).await,
             Command::List(args) => until_interrupted(list::run(args, &config()?)).await,
+            Command::Adopt(args) => until_interrupted(adopt::run(args, &config()?)).await,
             Command::Check(args) => until_interrupted(check::run(args, &config()?)).await,
             Command::Search(args) => until_interrupted(search::run(args, &config()?)).await,
             Command::Completions(args) => generate::completions(args),

@@ -51,16 +51,17 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 
 async fn alone(archive: &Archive, config: &Config, progress: &Progress) -> anyhow::Result<Snapshot> {
     let (endpoint, settings) = (config.endpoint()?, agent::snapshot_settings(config));
-    let mut session = Session::connect(&endpoint).await?;
-    if !session.is_writable().await? {
-        let e = anyhow::anyhow!(
-            "the server at {} is read-only: its snapshots would belong to no timeline of its own",
-            endpoint.address
-        );
-        return Err(with_hint(e, "take the snapshot on the primary"));
+    let standing = agent::role::look_once(&endpoint, config.orchestrator()?).await?;
+    if !standing.takes_snapshots {
+        let e = anyhow::anyhow!("the shard's snapshots are not for the server at {} to take", endpoint.address);
+        let hint = if standing.standalone {
+            "it is read-only: take the snapshot on the primary"
+        } else {
+            "ask the agent that is entitled: start this node's agent, or use --no-wait"
+        };
+        return Err(with_hint(e, hint));
     }
-    let server_uuid = session.variables().await?.server_uuid()?;
-    session.close().await;
+    let server_uuid = Session::connect(&endpoint).await?.variables().await?.server_uuid()?;
     take::sweep(archive, &settings, server_uuid).await?;
-    take::take(archive, &endpoint, &settings, &take::new_id(), progress).await
+    take::take(archive, &endpoint, &settings, &standing, &take::new_id(), progress).await
 }

@@ -5,6 +5,7 @@ pub mod plan;
 mod replay;
 mod run;
 pub mod target;
+pub mod window;
 mod workdir;
 
 pub use run::{Recovered, Settings, recover};

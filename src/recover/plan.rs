@@ -7,14 +7,14 @@ use crate::{
     archive::{
         listing::Archive,
         path::{Path, PathError},
-        records::{Snapshot, SnapshotState},
+        records::{Snapshot, SnapshotState, Timeline},
     },
     binlog::gtid::GtidSet,
     source::Leg,
     support::{clock, hint::with_hint, progress::human_bytes},
 };
 
-use super::target::{Resolved, Stop, Target, path_binlogs, resolve};
+use super::target::{PathBinlog, Resolved, Stop, Target, path_binlogs, resolve};
 
 /// Everything that recovery will do, known before it does anything.
 #[derive(Debug, Clone)]
@@ -77,7 +77,19 @@ impl From<&Stop> for SummaryStop {
 pub async fn plan(archive: &Archive, timeline: Option<u32>, target: &Target) -> anyhow::Result<Plan> {
     let timelines = archive.timelines().await?;
     let snapshots = archive.snapshots().await?;
-    let path = Path::find(&timelines, timeline).map_err(|e| {
+    let path = find_path(archive, &timelines, &snapshots, timeline)?;
+    let binlogs = path_binlogs(&path, archive.binlogs().await?);
+    let resolved = resolve(archive, &path, &binlogs, target).await?;
+    assemble(path, &snapshots, &binlogs, resolved, target)
+}
+
+pub(super) fn find_path(
+    archive: &Archive,
+    timelines: &[Timeline],
+    snapshots: &[Snapshot],
+    timeline: Option<u32>,
+) -> anyhow::Result<Path> {
+    Path::find(timelines, timeline).map_err(|e| {
         let where_ = format!("{}/{}", archive.store.url(), archive.shard);
         let hint = match e {
             PathError::Unknown(id) if timeline == Some(id) => "`mysql-pitr list` shows the timelines".to_owned(),
@@ -88,10 +100,18 @@ pub async fn plan(archive: &Archive, timeline: Option<u32>, target: &Target) -> 
             anyhow!(e).context(format!("there is no history to recover in {where_}")),
             hint,
         )
-    })?;
-    let binlogs = path_binlogs(&path, archive.binlogs().await?);
-    let resolved = resolve(archive, &path, &binlogs, target).await?;
-    let snapshot = choose(&path, &snapshots, &resolved)?;
+    })
+}
+
+/// The plan for what `target` was resolved to.
+pub(super) fn assemble(
+    path: Path,
+    snapshots: &[Snapshot],
+    binlogs: &[PathBinlog],
+    resolved: Resolved,
+    target: &Target,
+) -> anyhow::Result<Plan> {
+    let snapshot = choose(&path, snapshots, &resolved)?;
     ensure_not_later(target, &resolved, &snapshot)?;
     let missing_from_snapshot = resolved.gtids.subtract(&snapshot.gtids_before);
     let mut legs = Vec::new();

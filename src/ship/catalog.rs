@@ -120,6 +120,20 @@ impl Catalog {
         .unwrap_or_default()
     }
 
+    /// Binlog and position up to which this catalog saw everything stored, of the newest binlog it knows: what is known of the
+    /// watermark while the store does not answer.
+    pub fn watermark(&self) -> Option<(String, u64)> {
+        self.with("tell the watermark", |db| {
+            let mut query = db.prepare_cached(
+                "SELECT label_ns, name, end FROM segment UNION ALL SELECT label_ns, name, bytes FROM sealed \
+                 ORDER BY 1 DESC, 3 DESC LIMIT 1",
+            )?;
+            let mut rows = query.query_map([], |row| Ok((row.get(1)?, row.get::<_, i64>(2)?.cast_unsigned())))?;
+            rows.next().transpose()
+        })
+        .flatten()
+    }
+
     /// A binlog is sealed: its segments' hashes are no longer needed.
     pub fn sealed(&self, place: &BinlogPlace, sha256: &str, bytes: u64) {
         self.with("note a sealed binlog", |db| {

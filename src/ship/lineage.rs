@@ -80,6 +80,27 @@ impl Claim {
             confirmed_by: None,
         }
     }
+
+    /// The record of a claim that is made now.
+    pub fn record(self, id: u32, server_uuid: Uuid) -> Timeline {
+        Timeline {
+            format: FORMAT_VERSION,
+            id,
+            parent: self.parent,
+            server_uuid,
+            branch_set: self.branch_set,
+            reason: self.reason,
+            adopted: self.adopted,
+            confirmed_by: self.confirmed_by,
+            nonce: Uuid::new_v4(),
+            claimed_at_us: clock::now_us(),
+        }
+    }
+}
+
+/// The number that the next claim gets.
+pub fn next_id(timelines: &[Timeline]) -> u32 {
+    timelines.iter().map(|t| t.id).max().unwrap_or(0) + 1
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,10 +160,7 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Result<Decisio
 }
 
 fn newest_own(timelines: &[Timeline], server_uuid: Uuid) -> Option<&Timeline> {
-    timelines
-        .iter()
-        .filter(|t| t.server_uuid == server_uuid)
-        .max_by_key(|t| t.id)
+    timelines.iter().filter(|t| t.server_uuid == server_uuid).max_by_key(|t| t.id)
 }
 
 /// Whether `own` continues the shard's history: it comes from `base`, or from a recovery, which took history back on purpose.
@@ -172,7 +190,8 @@ pub async fn settle(archive: &Archive, claimant: &Claimant<'_>) -> anyhow::Resul
     let timeline = match decide(&timelines, claimant)? {
         Decision::Continue(id) => {
             let own = timelines.iter().find(|t| t.id == id);
-            own.with_context(|| format!("timeline {id} has vanished from the archive"))?.clone()
+            own.with_context(|| format!("timeline {id} has vanished from the archive"))?
+                .clone()
         }
         Decision::Claim(claim) => {
             let claimed = claim_timeline(archive, &timelines, claimant.server_uuid, claim).await?;
@@ -218,19 +237,8 @@ pub async fn claim_timeline(
     server_uuid: Uuid,
     claim: Claim,
 ) -> anyhow::Result<Timeline> {
-    let id = timelines.iter().map(|t| t.id).max().unwrap_or(0) + 1;
-    let record = Timeline {
-        format: FORMAT_VERSION,
-        id,
-        parent: claim.parent,
-        server_uuid,
-        branch_set: claim.branch_set,
-        reason: claim.reason,
-        adopted: claim.adopted,
-        confirmed_by: claim.confirmed_by,
-        nonce: Uuid::new_v4(),
-        claimed_at_us: clock::now_us(),
-    };
+    let id = next_id(timelines);
+    let record = claim.record(id, server_uuid);
     let key = keys::timeline_key(&archive.shard, id);
     if !archive.put_record(&key, &record, Put::IfAbsent).await? {
         // The store's client may have met its own success after a lost answer; the nonce tells.
@@ -292,7 +300,10 @@ mod tests {
     }
 
     fn operator(anew: bool) -> Word {
-        Word::Operator { name: "ann".into(), anew }
+        Word::Operator {
+            name: "ann".into(),
+            anew,
+        }
     }
 
     fn claimed(decision: Result<Decision, PathError>) -> Claim {
@@ -304,10 +315,7 @@ mod tests {
 
     /// A failover from A to B, claimed with a word.
     fn failed_over() -> Vec<Timeline> {
-        vec![
-            timeline(1, None, A, first(0), true),
-            timeline(2, Some(1), B, first(10), true),
-        ]
+        vec![timeline(1, None, A, first(0), true), timeline(2, Some(1), B, first(10), true)]
     }
 
     #[test]
@@ -336,7 +344,10 @@ mod tests {
     fn an_unconfirmed_server_ships_off_the_path_and_is_adopted_by_a_child_of_its_own() {
         let (mut timelines, has) = (vec![timeline(1, None, A, first(0), true)], first(10));
         let claim = claimed(decide(&timelines, &claimant(B, &has, None)));
-        assert_eq!((claim.parent, claim.adopted, claim.reason), (Some(1), false, Reason::UnknownServer));
+        assert_eq!(
+            (claim.parent, claim.adopted, claim.reason),
+            (Some(1), false, Reason::UnknownServer)
+        );
         timelines.push(timeline(2, Some(1), B, first(10), false));
         assert_eq!(decide(&timelines, &claimant(B, &has, None)), Ok(Decision::Continue(2)));
         for word in [orchestrator(), operator(false)] {
@@ -402,7 +413,10 @@ mod tests {
         let word = orchestrator();
         for (word, standalone, adopted) in [(None, true, true), (None, false, false), (Some(&word), false, true)] {
             let claim = claimed(decide(&timelines, &recovered(word, standalone)));
-            assert_eq!((claim.parent, claim.adopted, claim.reason), (Some(1), adopted, Reason::Recovery));
+            assert_eq!(
+                (claim.parent, claim.adopted, claim.reason),
+                (Some(1), adopted, Reason::Recovery)
+            );
         }
         // Meanwhile the old primary went on, on a new timeline; the recovered server lacks what it began with, and is adopted all the same.
         timelines.push(Timeline {

@@ -5,6 +5,8 @@
 //! again; nothing that only this process knows is needed. Killed anywhere, it converges: openings, segments, sealed
 //! objects and manifests are written once under keys that the next round finds again by the binlog's fingerprint.
 
+pub mod adopt;
+pub mod at_risk;
 mod beginning;
 pub mod catalog;
 mod cutter;
@@ -15,7 +17,9 @@ mod round;
 mod seal;
 mod shipper;
 pub mod standing;
+mod status;
 mod tail;
 
-pub use round::{Settings, Status};
+pub use round::Settings;
 pub use shipper::{Shipper, timeline_of};
+pub use status::Status;

@@ -4,10 +4,11 @@ use tracing::{debug, warn};
 
 use crate::{
     archive::{
+        gaps,
         keys::BinlogPlace,
         listing::{Archive, Form, StoredBinlog, covered_end},
         path::Path,
-        records::{Ending, Opening, SnapshotState, Timeline},
+        records::{Ending, Opening, Timeline},
     },
     binlog::gtid::GtidSet,
     mysql::{
@@ -138,11 +139,10 @@ pub async fn reconcile(
     Ok(todo)
 }
 
-/// What the server took over, still has in its binlogs, and the archive lacks on the path before it: a tail that the old primary
-/// never shipped, but had replicated. Nothing before the first snapshot is needed, and a tail that is not sealed counts as
+/// What the server has in its binlogs, and the archive lacks on the path before it: its own transactions, and a tail that the old
+/// primary never shipped, but had replicated. Nothing before the first snapshot is needed, and a tail that is not sealed counts as
 /// lacking: shipping twice is harmless.
 async fn lacking_before(archive: &Archive, path: &Path, state: &ServerState) -> anyhow::Result<GtidSet> {
-    let first = &path.own_line()[0];
     let mut archived = state.gtid_purged.clone();
     let index = archive.sealed_index().await?;
     for binlog in archive.sealed(index.values()).await? {
@@ -150,15 +150,10 @@ async fn lacking_before(archive: &Archive, path: &Path, state: &ServerState) -> 
             archived.add(&inherited.of(gtids));
         }
     }
-    let snapshots = archive.snapshots().await?;
-    let usable = snapshots.iter().filter(|s| {
-        let held = s.gtids_after.as_ref().filter(|_| s.state == SnapshotState::Complete);
-        held.is_some_and(|held| path.inherited(s.timeline).is_some_and(|i| i.covers(held)))
-    });
-    if let Some(oldest) = usable.min_by_key(|s| s.gtids_before.count()) {
+    if let Some(oldest) = gaps::serving(path, &archive.snapshots().await?).first() {
         archived.add(&oldest.gtids_before);
     }
-    Ok(first.branch_set.subtract(&archived))
+    Ok(state.gtid_executed.subtract(&archived))
 }
 
 /// Whether the server's gtid_executed holds everything that the archive has of this timeline.

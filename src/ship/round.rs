@@ -26,6 +26,7 @@ use super::{
     puts::put_once,
     reconcile::Unsealed,
     seal::{ToSeal, identify, is_fault_of_the_binlog, seal},
+    status::Status,
 };
 
 const NS_PER_US: i64 = 1000;
@@ -35,19 +36,6 @@ pub struct Settings {
     pub flush_interval: Duration,
     pub segment_bytes: u64,
     pub codec: Codec,
-}
-
-/// Where shipping stands.
-#[derive(Debug, Clone, Default)]
-pub struct Status {
-    /// Whether the server is writable, which in standalone mode makes it the primary; None before the first look.
-    pub primary: Option<bool>,
-    pub timeline: Option<u32>,
-    /// The watermark: binlog and position up to which everything is stored.
-    pub durable: Option<(String, u64)>,
-    pub durable_at_us: Option<i64>,
-    pub received_bytes: u64,
-    pub segments_stored: u64,
 }
 
 /// What the parts of one round share.
@@ -107,6 +95,7 @@ impl Round {
             expected_bytes: Some(file.bytes),
         };
         let manifest = seal(&self.archive, &*self.server, &self.catalog, self.settings.codec, &work).await?;
+        self.status.send_modify(|s| s.sealed(&manifest));
         self.crashed = manifest.ending == Ending::Crash;
         Ok(())
     }

@@ -17,15 +17,19 @@ use crate::{
         records::{DESCENT_FILE, Descent, Ending, Reason, Timeline},
     },
     mysql::server::{Server, ServerState, SharedServer},
-    support::{hint::render, retry::Backoff},
+    support::{
+        hint::{message, render},
+        retry::Backoff,
+    },
 };
 
 use super::{
     catalog::Catalog,
     lineage::{Claim, Claimant, claim_timeline, is_current, settle, warn_if_off_the_path},
     reconcile::{Todo, reconcile},
-    round::{Round, Settings, Status, stopped},
+    round::{Round, Settings, stopped},
     standing::Standing,
+    status::Status,
     tail::Tail,
 };
 
@@ -60,6 +64,7 @@ impl Shipper {
                 Ok(()) if *stop.borrow() => return,
                 Ok(()) => {
                     failing_since = None;
+                    self.status.send_modify(|s| s.failing_since_us = None);
                     tokio::select! {
                         () = stopped(&mut stop) => return,
                         _ = standing.wait_for(Standing::ships) => {}
@@ -72,6 +77,7 @@ impl Shipper {
                     }
                     let since = *failing_since.get_or_insert(started);
                     let text = render(&e);
+                    self.status.send_modify(|s| s.fails(message(&e)));
                     if since.elapsed() > FAILING_TOLERATED {
                         error!(
                             "nothing was shipped for {} s, and it is tried again: {text}",
@@ -92,7 +98,12 @@ impl Shipper {
 
     async fn round(&self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<()> {
         let mut standing = self.standing.clone();
-        let primary = standing.borrow_and_update().ships();
+        let known = standing.borrow_and_update().clone();
+        if known == Standing::default() {
+            // Nobody has looked at the server yet.
+            return Ok(());
+        }
+        let primary = known.ships();
         let mut before = None;
         self.status.send_modify(|s| before = s.primary.replace(primary));
         if before != Some(primary) {
@@ -106,9 +117,8 @@ impl Shipper {
         let settled = settle_and_reconcile(&self.archive, &*self.server, &state, &seen).await?;
         let (timeline, mut todo) = (settled.timeline, settled.todo);
         let server_uuid = state.server_uuid;
-        if timeline.parent.is_none() {
-            self.snapshot_wanted.notify_one();
-        }
+        // A new root, a gap: whoever takes the snapshots sees whether one is needed.
+        self.snapshot_wanted.notify_one();
         let mut round = Round {
             archive: self.archive.clone(),
             server: self.server.clone(),
@@ -121,12 +131,15 @@ impl Shipper {
             crashed: todo.ending_before == Some(Ending::Crash),
             vanished_label_ns: todo.vanished_label_ns,
         };
+        self.status.send_modify(|s| s.begins(round.timeline.id, &todo.binlogs));
         let live = todo.binlogs.pop().context("the server has no binlog; is log_bin on?")?;
         for closed in todo.binlogs {
+            let file = closed.file.clone();
             tokio::select! {
                 () = stopped(stop) => return Ok(()),
                 done = round.closed(closed) => done?,
             }
+            self.status.send_modify(|s| s.passes(&file.name, file.bytes));
         }
         if let Some((opening, _)) = &live.known {
             round.resume(opening).await?;

@@ -22,14 +22,13 @@ use crate::{
     },
     mysql::dump::{AtEnd, DumpItem},
     store::Upload,
-    support::clock,
 };
 
 use super::{
     beginning::Identity,
     cutter::{Action, Cutter},
     puts::{finish_once, put_once},
-    round::{Round, Status, stopped},
+    round::{Round, stopped},
     seal::{ToSeal, identify, seal},
 };
 
@@ -42,6 +41,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 struct Stored {
     range: SegmentRange,
     sha256: String,
+    stored_bytes: u64,
 }
 
 /// Follows the live binlog, and each one after it.
@@ -53,7 +53,8 @@ pub struct Tail<'r> {
     cutter: Cutter,
     last_kind: u8,
     uploads: FuturesOrdered<JoinHandle<anyhow::Result<Stored>>>,
-    stream: Option<(Box<dyn Upload>, SegmentRange)>,
+    /// A large event's segment on its way, and the bytes of it so far.
+    stream: Option<(Box<dyn Upload>, SegmentRange, u64)>,
     seals: JoinSet<anyhow::Result<()>>,
     /// Binlogs are sealed one after the other.
     sealing: Arc<Mutex<()>>,
@@ -126,8 +127,13 @@ impl<'r> Tail<'r> {
                     *last_kind = piece.header.kind;
                     cutter.piece(piece, &mut actions)
                 })?;
-                self.round.status.send_modify(|s| s.received_bytes += bytes.len() as u64);
+                self.round.status.send_modify(|s| s.receives(bytes.len() as u64));
                 self.act(actions).await?;
+                if self.opening.is_none() {
+                    // Nothing that has to be stored was in it so far.
+                    let (name, position) = (&self.name, self.splitter.position());
+                    self.round.status.send_modify(|s| s.reaches(name, position));
+                }
                 if self.deadline.is_none() && self.cutter.has_uncut() {
                     self.deadline = Some(Instant::now() + self.round.settings.flush_interval);
                 }
@@ -139,7 +145,10 @@ impl<'r> Tail<'r> {
             }
             DumpItem::Binlog { name, .. } if name == self.name => Ok(()),
             DumpItem::Binlog { name, position } => self.rotate(name, position).await,
-            DumpItem::Heartbeat => self.ensure_same_binlog().await,
+            DumpItem::Heartbeat => {
+                self.round.status.send_modify(|s| s.receives(0));
+                self.ensure_same_binlog().await
+            }
             DumpItem::End => bail!("the server ended the binlog stream"),
         }
     }
@@ -176,31 +185,39 @@ impl<'r> Tail<'r> {
                 Action::Put(cut) => {
                     self.deadline = None;
                     let (store, key) = (self.round.archive.store.clone(), self.key(cut.range)?);
+                    let stored_bytes = cut.bytes.len() as u64;
                     self.uploads.push_back(tokio::spawn(async move {
                         put_once(&store, &key, cut.bytes.into()).await?;
                         Ok(Stored {
                             range: cut.range,
                             sha256: cut.sha256,
+                            stored_bytes,
                         })
                     }));
                 }
                 Action::StreamBegin(range) => {
                     let upload = self.round.archive.store.upload(&self.key(range)?).await?;
-                    self.stream = Some((upload, range));
+                    self.stream = Some((upload, range, 0));
                 }
                 Action::StreamBytes(bytes) => {
-                    let Some((upload, _)) = &mut self.stream else {
+                    let Some((upload, _, stored_bytes)) = &mut self.stream else {
                         bail!("bytes of a segment that was not begun")
                     };
+                    *stored_bytes += bytes.len() as u64;
                     upload.write(bytes.into()).await?;
                 }
                 Action::StreamEnd { sha256 } => {
-                    let Some((upload, range)) = self.stream.take() else {
+                    let Some((upload, range, stored_bytes)) = self.stream.take() else {
                         bail!("the end of a segment that was not begun")
                     };
                     finish_once(upload).await?;
-                    self.uploads
-                        .push_back(tokio::spawn(async move { Ok(Stored { range, sha256 }) }));
+                    self.uploads.push_back(tokio::spawn(async move {
+                        Ok(Stored {
+                            range,
+                            sha256,
+                            stored_bytes,
+                        })
+                    }));
                 }
             }
         }
@@ -237,16 +254,10 @@ impl<'r> Tail<'r> {
     fn stored(&mut self, done: Result<anyhow::Result<Stored>, tokio::task::JoinError>) -> anyhow::Result<()> {
         let stored = done.context("a storing task died")??;
         self.round.catalog.segment_stored(self.place()?, stored.range, &stored.sha256);
-        let (name, timeline) = (self.name.clone(), self.round.timeline.id);
-        self.round.status.send_modify(|s| {
-            *s = Status {
-                timeline: Some(timeline),
-                durable: Some((name, stored.range.end)),
-                durable_at_us: Some(clock::now_us()),
-                segments_stored: s.segments_stored + 1,
-                ..s.clone()
-            };
-        });
+        let (name, timeline) = (&self.name, self.round.timeline.id);
+        self.round
+            .status
+            .send_modify(|s| s.segment_stored(timeline, name, stored.range.end, stored.stored_bytes));
         Ok(())
     }
 
@@ -274,9 +285,13 @@ impl<'r> Tail<'r> {
                 self.round.catalog.clone(),
             );
             let (codec, sealing) = (self.round.settings.codec, self.sealing.clone());
+            let status = self.round.status.clone();
+            status.send_modify(|s| s.closes(&work.name, self.splitter.position()));
             self.seals.spawn(async move {
                 let _one_at_a_time = sealing.lock().await;
-                seal(&archive, &*server, &catalog, codec, &work).await.map(|_| ())
+                let manifest = seal(&archive, &*server, &catalog, codec, &work).await?;
+                status.send_modify(|s| s.sealed(&manifest));
+                Ok(())
             });
         }
         let ending = match self.last_kind {

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::io::AsyncRead;
 
+pub mod counted;
 pub mod filesystem;
 mod key;
 mod open;

@@ -1,6 +1,37 @@
 //! Wall-clock time as the archive writes it: microseconds since 1970-01-01 UTC, as MySQL's GTID events do.
 
 use jiff::{Timestamp, tz::TimeZone};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A moment in µs since the epoch, which JSON has as RFC 3339 in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(pub i64);
+
+impl Moment {
+    pub fn now() -> Moment {
+        Moment(now_us())
+    }
+}
+
+impl std::fmt::Display for Moment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&format_utc(self.0))
+    }
+}
+
+impl Serialize for Moment {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Moment {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Moment, D::Error> {
+        parse_rfc3339(&String::deserialize(deserializer)?)
+            .map(Moment)
+            .map_err(serde::de::Error::custom)
+    }
+}
 
 /// Now, in microseconds since the epoch.
 pub fn now_us() -> i64 {

@@ -71,11 +71,7 @@ impl Node {
             staging.display(),
             mysqld().display(),
             root.join("state.db").display(),
-            if extra.contains("[ship]") {
-                extra.to_owned()
-            } else {
-                format!("[ship]\nflush_interval = \"100ms\"\n{extra}")
-            },
+            with_defaults(extra),
         );
         fs::write(&config, text).unwrap();
         Node {
@@ -285,6 +281,17 @@ impl Node {
         assert!(status.success(), "recover {arguments:?} ended with {status}");
         (Server::start_on(&target, &RECOVERED_OPTIONS).await, peak_bytes)
     }
+}
+
+/// Agents of tests ship quickly, and do not contend for one port.
+fn with_defaults(extra: &str) -> String {
+    let mut text = extra.to_owned();
+    for (section, line) in [("[ship]", "flush_interval = \"100ms\""), ("[http]", "listen = \"off\"")] {
+        if !extra.contains(section) {
+            text.push_str(&format!("\n{section}\n{line}\n"));
+        }
+    }
+    text
 }
 
 /// The most memory that a process has held so far.

@@ -1,0 +1,173 @@
+//! Everything that is known of the running agent, put together when somebody asks.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::JoinSet};
+
+use crate::{
+    archive::listing::Archive,
+    config::Config,
+    metrics::Metrics,
+    mysql::endpoint::Endpoint,
+    ship::{Status, catalog::Catalog},
+    store::counted::Errors,
+    support::clock::Moment,
+};
+
+use super::{
+    document::{ArchiveView, AtRisk, Backlog, Document, LastError, Role, Shipped, Totals},
+    health::complaint,
+    http,
+    publish::publish,
+    sampler::Sampler,
+    survey::Surveyor,
+};
+
+const US_PER_S: f64 = 1e6;
+
+/// How the snapshots of this process ended.
+#[derive(Debug, Default)]
+pub struct SnapshotCounts {
+    pub complete: AtomicU64,
+    pub failed: AtomicU64,
+}
+
+/// Answers how the agent stands.
+pub struct Monitor {
+    shard: String,
+    store: String,
+    started_at: Moment,
+    flush_interval: Duration,
+    status: watch::Receiver<Status>,
+    views: watch::Receiver<Option<ArchiveView>>,
+    sampler: Sampler,
+    errors: Errors,
+    snapshots: Arc<SnapshotCounts>,
+    /// Locked while a text is made, so that no two scrapes bring counters up to date at once.
+    metrics: Mutex<Metrics>,
+}
+
+/// What the monitor looks at.
+pub struct Parts<'p> {
+    pub config: &'p Config,
+    pub archive: &'p Archive,
+    pub endpoint: &'p Endpoint,
+    pub status: watch::Receiver<Status>,
+    pub catalog: &'p Catalog,
+    pub errors: Errors,
+    pub snapshots: Arc<SnapshotCounts>,
+}
+
+/// Starts to look, and to answer where the configuration says so. It ends when what is returned is dropped.
+pub async fn start(parts: Parts<'_>) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let Some(address) = parts.config.http.listen else {
+        return tasks;
+    };
+    let (view_sender, views) = watch::channel(None);
+    let monitor = Arc::new(Monitor {
+        shard: parts.config.shard.to_string(),
+        store: parts.archive.store.url().to_owned(),
+        started_at: Moment::now(),
+        flush_interval: parts.config.ship.flush_interval,
+        sampler: Sampler::new(parts.endpoint.clone(), parts.status.clone(), parts.catalog.watermark()),
+        status: parts.status,
+        views,
+        errors: parts.errors,
+        snapshots: parts.snapshots,
+        metrics: Mutex::new(Metrics::new()),
+    });
+    let surveyor = Surveyor::new(parts.archive.clone());
+    tasks.spawn(surveyor.run(view_sender));
+    let sampling = monitor.clone();
+    tasks.spawn(async move { sampling.sampler.run().await });
+    http::start(address, monitor, &mut tasks).await;
+    tasks
+}
+
+impl Monitor {
+    pub fn document(&self) -> Document {
+        // Cloned: whoever ships is not to wait for whoever asks.
+        let s = self.status.borrow().clone();
+        let archive = self.views.borrow().clone();
+        let role = match s.primary {
+            None => Role::Unknown,
+            Some(true) => Role::Primary,
+            Some(false) => Role::Replica,
+        };
+        let ships = role == Role::Primary;
+        let on_path = s
+            .timeline
+            .zip(archive.as_ref().and_then(|a| a.tip))
+            .map(|(own, tip)| own == tip);
+        let mut document = Document {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            at: Moment::now(),
+            started_at: self.started_at,
+            shard: self.shard.clone(),
+            store: self.store.clone(),
+            healthy: true,
+            unhealthy_because: None,
+            role,
+            role_age_seconds: None,
+            server_writable: s.primary,
+            timeline: s.timeline.filter(|_| ships),
+            on_path: on_path.filter(|_| ships),
+            shipped: s
+                .durable
+                .filter(|_| ships)
+                .map(|(binlog, position)| Shipped { binlog, position }),
+            at_risk: self.sampler.risk().map(|risk| AtRisk {
+                seconds: risk.age_us as f64 / US_PER_S,
+                bytes: risk.bytes,
+            }),
+            binlog_expire_seconds: self.sampler.expire_seconds(),
+            backlog: Backlog {
+                binlogs: if ships { s.backlog.len() as u64 } else { 0 },
+                bytes: if ships { s.backlog.values().sum() } else { 0 },
+            },
+            totals: Totals {
+                received_bytes: s.received_bytes,
+                stored_bytes: s.stored_bytes,
+                segments_stored: s.segments_stored,
+                sealed: s.sealed,
+                snapshots_complete: self.snapshots.complete.load(Ordering::Relaxed),
+                snapshots_failed: self.snapshots.failed.load(Ordering::Relaxed),
+                store_errors: self.errors.count(),
+                rounds_failed: s.rounds_failed,
+            },
+            last_stored_at: s.durable_at_us.map(Moment),
+            last_seal_at: s.sealed_at_us.map(Moment),
+            failing_since: s.failing_since_us.map(Moment),
+            last_error: s.last_error.map(|e| LastError {
+                at: Moment(e.at_us),
+                text: e.text,
+            }),
+            archive: archive.map(|a| with_own(a, s.durable_at_us.filter(|_| ships && on_path == Some(true)))),
+        };
+        document.unhealthy_because = complaint(&document, self.flush_interval);
+        document.healthy = document.unhealthy_because.is_none();
+        document
+    }
+
+    /// In Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        let metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        publish(&metrics, &self.document());
+        metrics.render()
+    }
+}
+
+/// The window ends later than its sealed binlogs do where this agent stored segments since.
+fn with_own(mut view: ArchiveView, stored_at_us: Option<i64>) -> ArchiveView {
+    if view.recoverable_from.is_some() {
+        view.recoverable_until = view.recoverable_until.max(stored_at_us.map(Moment));
+    }
+    view
+}

@@ -1,0 +1,68 @@
+//! From what the agent says of itself to metrics.
+
+use crate::{
+    metrics::{Metrics, set_total},
+    support::clock::Moment,
+};
+
+use super::document::{Document, Role};
+
+const US_PER_S: f64 = 1e6;
+
+fn seconds(at: Option<Moment>) -> Option<f64> {
+    at.map(|at| at.0 as f64 / US_PER_S)
+}
+
+fn flag(is_so: Option<bool>) -> Option<f64> {
+    is_so.map(|so| if so { 1.0 } else { 0.0 })
+}
+
+pub fn publish(metrics: &Metrics, d: &Document) {
+    for role in Role::ALL {
+        metrics.role.with_label_values(&[role.label()]).set(i64::from(role == d.role));
+    }
+    metrics.role_age.set(d.role_age_seconds);
+    metrics.server_writable.set(flag(d.server_writable));
+    metrics.timeline.set(d.timeline.map(f64::from));
+    metrics.on_path.set(flag(d.on_path));
+    metrics.healthy.set(if d.healthy { 1.0 } else { 0.0 });
+    metrics.at_risk_seconds.set(d.at_risk.as_ref().map(|r| r.seconds));
+    metrics.at_risk_bytes.set(d.at_risk.as_ref().map(|r| r.bytes as f64));
+    metrics.binlog_expire_seconds.set(d.binlog_expire_seconds.map(|s| s as f64));
+    metrics.durable_position.set(d.shipped.as_ref().map(|s| s.position as f64));
+    metrics.last_stored.set(seconds(d.last_stored_at));
+    metrics.backlog_binlogs.set(d.backlog.binlogs as f64);
+    metrics.backlog_bytes.set(d.backlog.bytes as f64);
+    metrics.last_seal.set(seconds(d.last_seal_at));
+    metrics
+        .last_error
+        .set(d.last_error.as_ref().and_then(|e| seconds(Some(e.at))));
+    let archive = d.archive.as_ref();
+    metrics.gaps.set(archive.map(|a| a.open_gaps().count() as f64));
+    metrics
+        .gap_transactions
+        .set(archive.map(|a| a.open_gaps().map(|g| g.gtids.count()).sum::<u64>() as f64));
+    metrics
+        .recoverable_from
+        .set(seconds(archive.and_then(|a| a.recoverable_from)));
+    metrics
+        .recoverable_until
+        .set(seconds(archive.and_then(|a| a.recoverable_until)));
+    metrics.archive_seen.set(seconds(archive.map(|a| a.seen_at)));
+    metrics
+        .snapshot_last_success
+        .set(seconds(archive.and_then(|a| a.last_snapshot_at)));
+    let t = &d.totals;
+    for (counter, total) in [
+        (&metrics.received_bytes, t.received_bytes),
+        (&metrics.segments_stored, t.segments_stored),
+        (&metrics.stored_bytes, t.stored_bytes),
+        (&metrics.sealed, t.sealed),
+        (&metrics.store_errors, t.store_errors),
+        (&metrics.rounds_failed, t.rounds_failed),
+        (&metrics.snapshots.with_label_values(&["complete"]), t.snapshots_complete),
+        (&metrics.snapshots.with_label_values(&["failed"]), t.snapshots_failed),
+    ] {
+        set_total(counter, total);
+    }
+}

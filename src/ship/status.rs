@@ -1,0 +1,166 @@
+//! Where shipping stands, told by its parts to whoever watches.
+
+use std::collections::BTreeMap;
+
+use crate::{archive::records::Manifest, support::clock};
+
+use super::{at_risk::Position, reconcile::Unsealed};
+
+/// Where shipping stands. Totals count from the start of the process.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// Whether the server is writable, which in standalone mode makes it the primary; None before the first look.
+    pub primary: Option<bool>,
+    pub timeline: Option<u32>,
+    /// The watermark: binlog and position up to which everything is stored, or needs no storing because it holds no transaction.
+    pub durable: Option<(String, u64)>,
+    /// When the last segment was stored.
+    pub durable_at_us: Option<i64>,
+    pub received_bytes: u64,
+    pub segments_stored: u64,
+    /// Of segments and sealed binlogs, as they lie in the store.
+    pub stored_bytes: u64,
+    pub sealed: u64,
+    pub sealed_at_us: Option<i64>,
+    /// Closed binlogs that are not sealed yet, by name, with their bytes.
+    pub backlog: BTreeMap<String, u64>,
+    pub rounds_failed: u64,
+    /// Since when round after round has failed without anything in between that went well.
+    pub failing_since_us: Option<i64>,
+    pub last_error: Option<Failure>,
+}
+
+/// What went wrong, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub at_us: i64,
+    pub text: String,
+}
+
+impl Status {
+    /// A round begins with this to ship.
+    pub fn begins(&mut self, timeline: u32, todo: &[Unsealed]) {
+        self.timeline = Some(timeline);
+        let closed = todo.split_last().map_or(&[][..], |(_live, closed)| closed);
+        self.backlog = closed.iter().map(|b| (b.file.name.clone(), b.file.bytes)).collect();
+        let covered = |b: &Unsealed| b.known.as_ref().map_or(0, |(_, covered)| *covered);
+        let first_lacking = todo.iter().find(|b| covered(b) < b.file.bytes).or(todo.last());
+        self.durable = first_lacking.map(|b| (b.file.name.clone(), covered(b)));
+    }
+
+    /// Bytes came, or a sign of life: the stream stands.
+    pub fn receives(&mut self, bytes: u64) {
+        self.received_bytes += bytes;
+        self.failing_since_us = None;
+    }
+
+    /// Everything before this place is stored, or holds no transaction. Never goes back.
+    pub fn reaches(&mut self, name: &str, position: u64) {
+        let at = |(name, position): &(String, u64)| Position::of(name, *position);
+        let new = (name.to_owned(), position);
+        if self.durable.as_ref().is_none_or(|old| at(old) < at(&new)) {
+            self.durable = Some(new);
+        }
+    }
+
+    pub fn segment_stored(&mut self, timeline: u32, name: &str, end: u64, stored_bytes: u64) {
+        self.timeline = Some(timeline);
+        self.durable = Some((name.to_owned(), end));
+        self.durable_at_us = Some(clock::now_us());
+        self.segments_stored += 1;
+        self.stored_bytes += stored_bytes;
+        self.failing_since_us = None;
+    }
+
+    /// The server went on: this binlog waits to be sealed.
+    pub fn closes(&mut self, name: &str, bytes: u64) {
+        self.backlog.insert(name.to_owned(), bytes);
+    }
+
+    /// A closed binlog is done with, sealed or not.
+    pub fn passes(&mut self, name: &str, bytes: u64) {
+        self.backlog.remove(name);
+        self.reaches(name, bytes);
+    }
+
+    pub fn sealed(&mut self, manifest: &Manifest) {
+        self.backlog.remove(&manifest.opening.place.name);
+        self.sealed += 1;
+        self.sealed_at_us = Some(clock::now_us());
+        self.stored_bytes += manifest.stored_bytes;
+        self.failing_since_us = None;
+    }
+
+    pub fn fails(&mut self, text: String) {
+        let at_us = clock::now_us();
+        self.rounds_failed += 1;
+        self.failing_since_us.get_or_insert(at_us);
+        self.last_error = Some(Failure { at_us, text });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        archive::{keys::BinlogPlace, records::Opening},
+        binlog::gtid::GtidSet,
+        mysql::query::ServerBinlog,
+    };
+
+    fn unsealed(name: &str, bytes: u64, covered: Option<u64>) -> Unsealed {
+        let opening = Opening {
+            format: 1,
+            timeline: 1,
+            place: BinlogPlace {
+                server_uuid: uuid::Uuid::nil(),
+                label_ns: 1,
+                name: name.into(),
+            },
+            server_version: String::new(),
+            fingerprint: String::new(),
+            held_before: GtidSet::new(),
+        };
+        Unsealed {
+            file: ServerBinlog {
+                name: name.into(),
+                bytes,
+            },
+            known: covered.map(|c| (opening, c)),
+        }
+    }
+
+    #[test]
+    fn the_watermark_of_a_new_round_is_where_the_archive_lacks_something_first() {
+        let mut status = Status::default();
+        let todo = [
+            unsealed("b.000001", 900, Some(900)),
+            unsealed("b.000002", 500, Some(300)),
+            unsealed("b.000003", 197, None),
+        ];
+        status.begins(1, &todo);
+        assert_eq!(status.durable, Some(("b.000002".into(), 300)));
+        assert_eq!(status.backlog.len(), 2);
+        status.passes("b.000001", 900);
+        assert_eq!(status.durable, Some(("b.000002".into(), 300)), "it does not go back");
+        status.passes("b.000002", 500);
+        assert_eq!(
+            (status.durable.clone(), status.backlog.len()),
+            (Some(("b.000002".into(), 500)), 0)
+        );
+        status.reaches("b.000003", 197);
+        assert_eq!(status.durable, Some(("b.000003".into(), 197)));
+    }
+
+    #[test]
+    fn failing_lasts_until_something_goes_well() {
+        let mut status = Status::default();
+        status.fails("one".into());
+        let since = status.failing_since_us;
+        status.fails("two".into());
+        assert_eq!((status.failing_since_us, status.rounds_failed), (since, 2));
+        status.receives(0);
+        assert_eq!(status.failing_since_us, None);
+        assert_eq!(status.last_error.unwrap().text, "two");
+    }
+}
