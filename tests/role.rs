@@ -456,6 +456,14 @@ async fn check_says_whether_orchestrator_knows_this_node() {
     let (good, said) = ours().await;
     assert!(good, "{said}");
     assert_text("check: orchestrator knows us", &said, &names);
+    let agent = node.agent();
+    eventually("the agent is told its role", async || {
+        let log = agent.log();
+        log.contains("this server's role is primary")
+            && log.contains("is confirmed as the living, writable primary by Orchestrator at")
+    })
+    .await;
+    agent.stop().await;
 
     fake.add_primary(REPLICA);
     let (good, said) = ours().await;
