@@ -289,7 +289,7 @@ fn no_server() -> Endpoint {
     }
 }
 
-/// Collects what is logged.
+/// Collects what is logged, by all tests of this process: a subscriber of one thread alone may miss what another thread logged first.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -304,22 +304,32 @@ impl Write for Log {
 }
 
 impl Log {
-    fn lines(&self, level: &str) -> Vec<String> {
+    fn collect() -> Log {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .with_ansi(false)
+            .with_thread_names(true);
+        tracing::subscriber::set_global_default(subscriber.finish()).expect("only one test collects");
+        log
+    }
+
+    /// This test's: each runs on a thread of its own that bears its name.
+    fn lines(&self, what: &str) -> Vec<String> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().filter(|l| l.contains(level)).map(str::to_owned).collect()
+        let thread = std::thread::current().name().expect("test threads have names").to_owned();
+        text.lines()
+            .filter(|l| l.contains(&thread) && l.contains(what))
+            .map(str::to_owned)
+            .collect()
     }
 }
 
 #[tokio::test]
 async fn orchestrator_is_polled_at_its_interval_and_an_outage_is_told_once() {
     const INTERVAL: Duration = Duration::from_secs(1);
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(move || writer.clone())
-        .with_ansi(false)
-        .finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let log = Log::collect();
     let fake = recorded().await;
     let watch = Watch::start(
         no_server(),
@@ -456,6 +466,14 @@ async fn check_says_whether_orchestrator_knows_this_node() {
     let (good, said) = ours().await;
     assert!(good, "{said}");
     assert_text("check: orchestrator knows us", &said, &names);
+    let agent = node.agent();
+    eventually("the agent is told its role", async || {
+        let log = agent.log();
+        log.contains("this server's role is primary")
+            && log.contains("is confirmed as the living, writable primary by Orchestrator at")
+    })
+    .await;
+    agent.stop().await;
 
     fake.add_primary(REPLICA);
     let (good, said) = ours().await;
