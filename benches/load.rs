@@ -1,6 +1,10 @@
 //! A load at a fixed rate: several clients, each of them sysbench's `oltp_write_only` over rows of its own.
 
-use std::{fmt::Write, time::Duration};
+use std::{
+    fmt::Write,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use mysql_pitr::binlog::gtid::Gtid;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -47,15 +51,19 @@ pub async fn prepare(server: &Server) {
     server.execute(&statements).await;
 }
 
+/// How often [`run`] ran: each time with other values, since one that is there already would change nothing, and not be logged.
+static RUNS: AtomicU64 = AtomicU64::new(0);
+
 /// Runs for `duration`. A transaction that comes late does not make the next ones late.
 pub async fn run(server: &Server, duration: Duration) -> Vec<Commit> {
     let period = Duration::from_secs(CLIENTS) / TRANSACTIONS_PER_S as u32;
     let begin = Instant::now() + period;
+    let first_seed = 1 + RUNS.fetch_add(1, Ordering::Relaxed) * CLIENTS;
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
         let mut client = Client::connect(&server.root_endpoint()).await.expect("a client connects");
         clients.spawn(async move {
-            let mut rng = StdRng::seed_from_u64(number + 1);
+            let mut rng = StdRng::seed_from_u64(first_seed + number);
             let mut commits = Vec::new();
             let mut ticks = interval_at(begin + period * number as u32 / CLIENTS as u32, period);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
