@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mysql-pitr/tar
 locked := --locked
 endif
 
-.PHONY: help demo test check clean
+.PHONY: help demo test bench check clean
 .DEFAULT_GOAL := help
 
 help: ## print this
@@ -21,11 +21,15 @@ demo: ## fetch what is needed, then show the whole story on a scratch MySQL serv
 test: ## fetch what is needed, then run the tests, against real servers (ARGS="..." goes to cargo test)
 	@scripts/test.sh $(ARGS)
 
+bench: ## fetch what is needed, then measure, beside MySQL's own tools (ARGS="..." names benches; into target/bench/report.json)
+	@scripts/bench.sh $(ARGS)
+
 # Advisories are not checked: their database cannot be fetched everywhere.
 check: ## check format, lints, documentation, dependencies and scripts
 	cargo fmt --check
 	cargo clippy $(locked) --all-targets -- -D warnings
 	cargo clippy $(locked) --no-default-features --features demo -- -D warnings
+	cargo clippy $(locked) --features bench --bench suite -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc $(locked) --no-deps --document-private-items
 	deny=$$(scripts/cargo-deny.sh | tail -n 1) && "$$deny" $(locked) check bans licenses sources
 	@if command -v shellcheck >/dev/null; then set -x; shellcheck scripts/*.sh .ci/run; else echo "SKIPPED: no shellcheck here"; fi

@@ -30,15 +30,8 @@ export MYSQLD
 MYSQL_PITR_MOTO=$(scripts/moto.sh | tail -n 1)
 export MYSQL_PITR_MOTO
 
-# An installed server may have its clients in another folder, or not at all; and PATH may have MariaDB's mysqlbinlog.
-if [[ -z ${MYSQL_PITR_MYSQLBINLOG:-} ]]; then
-    for program in "$bin/mysqlbinlog" "$(type -P mysqlbinlog || true)"; do
-        if [[ -x $program && $("$program" --no-defaults --version) != *MariaDB* ]]; then
-            export MYSQL_PITR_MYSQLBINLOG=$program
-            break
-        fi
-    done
-fi
+mysqlbinlog=$(scripts/mysqlbinlog.sh "$bin")
+[[ -z $mysqlbinlog ]] || export MYSQL_PITR_MYSQLBINLOG=$mysqlbinlog
 [[ -n ${MYSQL_PITR_MYSQLBINLOG:-} ]] || echo "test.sh: no mysqlbinlog here: the tests that compare with it will be skipped" >&2
 
 exec cargo test ${CI:+--locked} "$@"

@@ -6,7 +6,7 @@ use flate2::write::{GzDecoder, GzEncoder};
 use serde::{Deserialize, Serialize};
 use zstd::stream::raw::{Decoder as ZstdDecoder, InBuffer, Operation, OutBuffer};
 
-/// zstd's own default is 3; 1 is twice as fast for two percent of size at most (docs/decisions/0005).
+/// zstd's own default is 3; 1 is a third faster for a few percent of size (docs/decisions/0005).
 const ZSTD_LEVEL: i32 = 1;
 /// gzip's fastest level, for the same reason.
 const GZIP_LEVEL: u32 = 1;
