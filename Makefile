@@ -33,6 +33,7 @@ check: ## check format, lints, documentation, dependencies and scripts
 	RUSTDOCFLAGS="-D warnings" cargo doc $(locked) --no-deps --document-private-items
 	deny=$$(scripts/cargo-deny.sh | tail -n 1) && "$$deny" $(locked) check bans licenses sources
 	@if command -v shellcheck >/dev/null; then set -x; shellcheck scripts/*.sh .ci/run; else echo "SKIPPED: no shellcheck here"; fi
+	@if command -v promtool >/dev/null; then set -x; promtool check rules monitoring/alerts.yml; else echo "SKIPPED: no promtool here (Debian's package prometheus has it)"; fi
 
 clean: ## remove what was built (the cache of downloads stays)
 	cargo clean

@@ -11,6 +11,7 @@ pub struct Config<'a> {
     pub store: StoreSection,
     pub snapshot: SnapshotSection,
     pub recover: RecoverSection<'a>,
+    pub http: HttpSection,
     pub state: StateSection,
 }
 
@@ -36,6 +37,11 @@ pub struct RecoverSection<'a> {
     pub mysqld: &'a Path,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+pub struct HttpSection {
+    pub listen: &'static str,
 }
 
 #[derive(Serialize)]

@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use crate::{
-    config::{Config, MysqlSection, RecoverSection, SnapshotSection, StateSection, StoreSection},
+    config::{Config, HttpSection, MysqlSection, RecoverSection, SnapshotSection, StateSection, StoreSection},
     sockets::Sockets,
 };
 
@@ -204,6 +204,8 @@ impl Stage {
                 mysqld: &self.mysqld,
                 user: nix::unistd::geteuid().is_root().then_some("root"),
             },
+            // Another agent of this machine may have the port.
+            http: HttpSection { listen: "off" },
             state: StateSection {
                 path: self.path("state.db"),
             },

@@ -67,10 +67,12 @@ pub struct Parts<'p> {
 /// Starts to look, and to answer where the configuration says so. It ends when what is returned is dropped.
 pub async fn start(parts: Parts<'_>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
+    let (view_sender, views) = watch::channel(None);
+    let surveyor = Surveyor::new(parts.archive.clone(), parts.status.clone());
+    tasks.spawn(surveyor.run(view_sender));
     let Some(address) = parts.config.http.listen else {
         return tasks;
     };
-    let (view_sender, views) = watch::channel(None);
     let monitor = Arc::new(Monitor {
         shard: parts.config.shard.to_string(),
         store: parts.archive.store.url().to_owned(),
@@ -83,8 +85,6 @@ pub async fn start(parts: Parts<'_>) -> JoinSet<()> {
         snapshots: parts.snapshots,
         metrics: Mutex::new(Metrics::new()),
     });
-    let surveyor = Surveyor::new(parts.archive.clone());
-    tasks.spawn(surveyor.run(view_sender));
     let sampling = monitor.clone();
     tasks.spawn(async move { sampling.sampler.run().await });
     http::start(address, monitor, &mut tasks).await;

@@ -20,6 +20,7 @@ use crate::{
         reader::{Flow, visit},
     },
     binlog::{gtid::GtidSet, transaction::Tracker},
+    ship::Status,
     support::{
         clock::{self, Moment},
         hint::message,
@@ -45,24 +46,26 @@ pub struct Surveyor {
     archive: Archive,
     sealed: BTreeMap<BinlogPlace, Holding>,
     tails: BTreeMap<BinlogPlace, Tail>,
-    reads_every_tail: bool,
+    /// Of whoever ships here; None where nobody does.
+    status: Option<watch::Receiver<Status>>,
 }
 
 impl Surveyor {
-    pub fn new(archive: Archive) -> Surveyor {
+    /// Beside an agent that ships.
+    pub fn new(archive: Archive, status: watch::Receiver<Status>) -> Surveyor {
         Surveyor {
-            archive,
-            sealed: BTreeMap::new(),
-            tails: BTreeMap::new(),
-            reads_every_tail: false,
+            status: Some(status),
+            ..Surveyor::of_the_past(archive)
         }
     }
 
     /// For one look, while nobody is expected to ship: every tail is read but the newest.
     pub fn of_the_past(archive: Archive) -> Surveyor {
         Surveyor {
-            reads_every_tail: true,
-            ..Surveyor::new(archive)
+            archive,
+            sealed: BTreeMap::new(),
+            tails: BTreeMap::new(),
+            status: None,
         }
     }
 
@@ -152,9 +155,13 @@ impl Surveyor {
         for (tail, holding) in tails.iter().zip(&mut holdings) {
             let bytes = tail.bytes();
             let before = self.tails.remove(tail.place()).filter(|t| t.bytes == bytes);
-            let is_settled = (before.is_some() || self.reads_every_tail) && newest.as_ref() != Some(tail.place());
+            let is_settled = match &self.status {
+                None => true,
+                Some(status) => before.is_some() && !status.borrow().backlog.contains_key(&tail.place().name),
+            };
+            let matters = newest.as_ref() != Some(tail.place()) && path.inherited(holding.timeline).is_some();
             holding.gtids = match before.and_then(|t| t.gtids) {
-                None if is_settled && path.inherited(holding.timeline).is_some() => Some(contents(&self.archive, tail).await?),
+                None if is_settled && matters => Some(contents(&self.archive, tail).await?),
                 gtids => gtids,
             };
             let gtids = holding.gtids.clone();

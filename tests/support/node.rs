@@ -288,7 +288,10 @@ fn with_defaults(extra: &str) -> String {
     let mut text = extra.to_owned();
     for (section, line) in [("[ship]", "flush_interval = \"100ms\""), ("[http]", "listen = \"off\"")] {
         if !extra.contains(section) {
-            text.push_str(&format!("\n{section}\n{line}\n"));
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            text.push_str(&format!("{section}\n{line}\n"));
         }
     }
     text
