@@ -26,6 +26,7 @@ use crate::{
     },
     snapshot::{request, take},
     support::{
+        clock::WallClock,
         hint::{render, with_hint},
         progress::Progress,
         retry::Backoff,
@@ -44,6 +45,7 @@ pub async fn archive(config: &Config) -> anyhow::Result<Archive> {
     Ok(Archive {
         store,
         shard: config.shard.clone(),
+        clock: Arc::new(WallClock),
     })
 }
 

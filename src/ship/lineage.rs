@@ -13,7 +13,6 @@ use crate::{
     },
     binlog::gtid::GtidSet,
     store::Put,
-    support::clock,
 };
 
 /// What decides where a server belongs.
@@ -111,7 +110,7 @@ pub async fn claim_timeline(
         reason: claim.reason,
         adopted: claim.adopted,
         nonce: Uuid::new_v4(),
-        claimed_at_us: clock::now_us(),
+        claimed_at_us: archive.clock.now_us(),
     };
     let key = keys::timeline_key(&archive.shard, id);
     if !archive.put_record(&key, &record, Put::IfAbsent).await? {

@@ -16,7 +16,7 @@ use crate::{
     },
     binlog::gtid::GtidSet,
     mysql::server::SharedServer,
-    support::{clock, hint::render},
+    support::hint::render,
 };
 
 use super::{
@@ -133,7 +133,7 @@ impl Round {
     pub async fn open(&mut self, name: &str, identity: &Identity) -> anyhow::Result<Opening> {
         let place = BinlogPlace {
             server_uuid: self.server_uuid,
-            label_ns: clock::now_us() * NS_PER_US,
+            label_ns: self.archive.clock.now_us() * NS_PER_US,
             name: name.to_owned(),
         };
         let mut opening = identity.opening(self.timeline.id, place, &self.purged);

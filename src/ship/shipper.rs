@@ -58,6 +58,7 @@ impl Shipper {
                 Ok(()) => {
                     failing_since = None;
                     tokio::select! {
+                        biased;
                         () = stopped(&mut stop) => return,
                         _ = standing.wait_for(Standing::ships) => {}
                     }
@@ -81,6 +82,7 @@ impl Shipper {
                 }
             };
             tokio::select! {
+                biased;
                 () = stopped(&mut stop) => return,
                 () = sleep(wait) => {}
             }
@@ -118,6 +120,7 @@ impl Shipper {
         let live = todo.binlogs.pop().context("the server has no binlog; is log_bin on?")?;
         for closed in todo.binlogs {
             tokio::select! {
+                biased;
                 () = stopped(stop) => return Ok(()),
                 done = round.closed(closed) => done?,
             }
@@ -129,6 +132,7 @@ impl Shipper {
         let (end, mut ended) = watch::channel(false);
         let watching = async {
             tokio::select! {
+                biased;
                 () = stopped(stop) => {}
                 _ = standing.wait_for(|s| !s.ships()) => info!("the server became a replica"),
             }
@@ -136,6 +140,7 @@ impl Shipper {
             std::future::pending::<()>().await;
         };
         tokio::select! {
+            biased;
             followed = Tail::new(&mut round, &live.file.name, live.known).follow(&mut ended) => followed,
             () = watching => Ok(()),
         }

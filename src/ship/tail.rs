@@ -22,7 +22,6 @@ use crate::{
     },
     mysql::dump::{AtEnd, DumpItem},
     store::Upload,
-    support::clock,
 };
 
 use super::{
@@ -238,11 +237,12 @@ impl<'r> Tail<'r> {
         let stored = done.context("a storing task died")??;
         self.round.catalog.segment_stored(self.place()?, stored.range, &stored.sha256);
         let (name, timeline) = (self.name.clone(), self.round.timeline.id);
+        let now_us = self.round.archive.clock.now_us();
         self.round.status.send_modify(|s| {
             *s = Status {
                 timeline: Some(timeline),
                 durable: Some((name, stored.range.end)),
-                durable_at_us: Some(clock::now_us()),
+                durable_at_us: Some(now_us),
                 segments_stored: s.segments_stored + 1,
                 ..s.clone()
             };

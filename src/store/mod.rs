@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::io::AsyncRead;
 
 pub mod filesystem;
-mod key;
+pub mod key;
 mod open;
 pub mod probe;
 pub mod reading;

@@ -1,6 +1,26 @@
 //! Wall-clock time as the archive writes it: microseconds since 1970-01-01 UTC, as MySQL's GTID events do.
 
+use std::{fmt, sync::Arc};
+
 use jiff::{Timestamp, tz::TimeZone};
+
+/// Where shipping takes the time of its records from. Waits and deadlines are tokio's.
+pub trait Clock: fmt::Debug + Send + Sync {
+    /// Microseconds since the epoch.
+    fn now_us(&self) -> i64;
+}
+
+pub type SharedClock = Arc<dyn Clock>;
+
+/// The machine's clock.
+#[derive(Debug)]
+pub struct WallClock;
+
+impl Clock for WallClock {
+    fn now_us(&self) -> i64 {
+        now_us()
+    }
+}
 
 /// Now, in microseconds since the epoch.
 pub fn now_us() -> i64 {
