@@ -12,11 +12,7 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use crate::{
-    archive::{
-        listing::Archive,
-        path,
-        records::{Snapshot, SnapshotState},
-    },
+    archive::{listing::Archive, path},
     config::Config,
     mysql::{endpoint::Endpoint, query::Session, server::Mysql},
     ship::{
@@ -145,12 +141,12 @@ pub async fn wait_for_signal() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Between attempts at the first snapshot of a root.
+/// Between attempts at the first snapshot of a path.
 fn retry_first() -> Backoff {
     Backoff::new(Duration::from_secs(5), Duration::from_secs(300))
 }
 
-/// Takes the snapshots that are asked for in the bucket, and the first one of every root timeline.
+/// Takes the snapshots that are asked for in the bucket, and the first one of every path.
 struct Snapshots {
     archive: Archive,
     endpoint: Endpoint,
@@ -163,7 +159,7 @@ impl Snapshots {
     async fn run(self) {
         let mut looks = interval(request::POLL_INTERVAL);
         let (mut seen, mut swept) = (None, false);
-        // When to try the root's first snapshot, if one is wanted.
+        // When to try the path's first snapshot, if one is wanted.
         let (mut first_due, mut backoff) = (None, retry_first());
         loop {
             tokio::select! {
@@ -181,7 +177,7 @@ impl Snapshots {
                 if first_due.is_some_and(|due| due <= Instant::now()) {
                     // Until it succeeds, nothing is recoverable.
                     first_due = Some(Instant::now() + backoff.step());
-                    self.first_of_root().await?;
+                    self.first_of_path().await?;
                     first_due = None;
                 }
                 self.requested(&mut seen).await
@@ -208,11 +204,13 @@ impl Snapshots {
             .map(|tip| tip.id))
     }
 
-    /// A root inherits nothing, so that it is recoverable only from a snapshot of its own on.
-    async fn first_of_root(&self) -> anyhow::Result<()> {
-        let Some(tip) = self.own_tip().await? else { return Ok(()) };
-        let is_its_own = |s: &Snapshot| s.timeline == tip && s.state == SnapshotState::Complete;
-        if self.archive.snapshots().await?.iter().any(is_its_own) {
+    /// A root inherits no snapshot; nor does a child, where a crash took back what its parent's hold.
+    async fn first_of_path(&self) -> anyhow::Result<()> {
+        if self.own_tip().await?.is_none() {
+            return Ok(());
+        }
+        let path = path::Path::find(&self.archive.timelines().await?, None)?;
+        if self.archive.snapshots().await?.iter().any(|s| path.has(s)) {
             return Ok(());
         }
         self.take(&take::new_id()).await

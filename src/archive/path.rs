@@ -70,14 +70,14 @@ impl Path {
 
     /// Whether recovery to `target` may start from `snapshot`.
     pub fn serves(&self, snapshot: &Snapshot, target: &GtidSet) -> bool {
-        let Some(held) = snapshot
-            .gtids_after
-            .as_ref()
-            .filter(|_| snapshot.state == SnapshotState::Complete)
-        else {
-            return false;
-        };
-        self.inherited(snapshot.timeline).is_some_and(|i| i.covers(held)) && held.is_subset(target)
+        self.has(snapshot) && snapshot.gtids_after.as_ref().is_some_and(|held| held.is_subset(target))
+    }
+
+    /// Whether all that `snapshot` holds is part of the path's history, so that some target can be recovered from it.
+    pub fn has(&self, snapshot: &Snapshot) -> bool {
+        let held = snapshot.gtids_after.as_ref();
+        snapshot.state == SnapshotState::Complete
+            && held.is_some_and(|held| self.inherited(snapshot.timeline).is_some_and(|i| i.covers(held)))
     }
 }
 

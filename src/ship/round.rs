@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::{error, info};
 use uuid::Uuid;
 
@@ -63,6 +63,8 @@ pub struct Round {
     pub purged: GtidSet,
     /// A binlog that was killed in the middle lies before the next one that is opened.
     pub crashed: bool,
+    /// As in [`super::Shipper`].
+    pub snapshot_wanted: Arc<Notify>,
     /// As in [`super::reconcile::Todo`]: history may have been taken back here, too.
     pub vanished_label_ns: Option<i64>,
 }
@@ -154,8 +156,7 @@ impl Round {
 
     /// i13: whatever can take history back starts a child, whether or not a loss is known.
     async fn branch_after_crash(&mut self, held: &GtidSet) -> anyhow::Result<()> {
-        let is_done = self.timeline.reason == Reason::Crash && self.timeline.branch_set == *held;
-        if !is_done {
+        if !self.is_fresh_child_of(held).await? {
             let claim = Claim {
                 parent: Some(self.timeline.id),
                 branch_set: held.clone(),
@@ -165,8 +166,20 @@ impl Round {
             let timelines = self.archive.timelines().await?;
             self.timeline = claim_timeline(&self.archive, &timelines, self.server_uuid, claim).await?;
         }
+        // Of its parent's snapshots it may inherit none.
+        self.snapshot_wanted.notify_one();
         (self.crashed, self.vanished_label_ns) = (false, None);
         Ok(())
+    }
+
+    /// Whether the child was claimed already, by an agent that died before it stored anything on it. Once a binlog is there, another
+    /// crash may have taken back all of that, and is not told by what was held before.
+    async fn is_fresh_child_of(&self, held: &GtidSet) -> anyhow::Result<bool> {
+        if self.timeline.reason != Reason::Crash || self.timeline.branch_set != *held {
+            return Ok(false);
+        }
+        let binlogs = self.archive.binlogs().await?;
+        Ok(!binlogs.iter().any(|b| b.opening.timeline == self.timeline.id))
     }
 }
 

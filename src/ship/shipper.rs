@@ -41,7 +41,7 @@ pub struct Shipper {
     pub catalog: Arc<Catalog>,
     pub settings: Settings,
     pub status: watch::Sender<Status>,
-    /// Told when a new root needs a snapshot to become recoverable.
+    /// Told when the server goes on with a timeline, which may need a snapshot to become recoverable.
     pub snapshot_wanted: Arc<Notify>,
 }
 
@@ -102,15 +102,14 @@ impl Shipper {
         }
         let state = self.server.look().await?;
         let (timeline, mut todo) = settle_and_reconcile(&self.archive, &*self.server, &state).await?;
-        if timeline.parent.is_none() {
-            self.snapshot_wanted.notify_one();
-        }
+        self.snapshot_wanted.notify_one();
         let mut round = Round {
             archive: self.archive.clone(),
             server: self.server.clone(),
             catalog: self.catalog.clone(),
             settings: self.settings.clone(),
             status: self.status.clone(),
+            snapshot_wanted: self.snapshot_wanted.clone(),
             server_uuid: timeline.server_uuid,
             timeline,
             purged: state.gtid_purged,

@@ -258,8 +258,7 @@ pub async fn the_path_is_the_servers_history(archive: &Archive, server: &FakeSer
     // A root that takes the place of a history does not hold what its server had before: its snapshot does.
     let root = &path.timelines()[0];
     if root.reason == Reason::Reset {
-        let first = binlogs.iter().find(|b| b.binlog.opening.timeline == root.id);
-        if let Some(first) = first {
+        if let Some(first) = binlogs.first() {
             missing = missing.subtract(&first.binlog.opening.held_before);
         }
     }

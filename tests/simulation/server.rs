@@ -98,7 +98,6 @@ pub struct Backup {
     folder: Vec<(usize, usize)>,
     history: Vec<Transaction>,
     executed: GtidSet,
-    is_clean: bool,
 }
 
 pub struct State {
@@ -117,8 +116,9 @@ pub struct State {
     pub next_stream: u64,
     /// Whatever may rightly begin the history anew.
     pub replaced: u32,
-    /// Whatever may rightly branch it.
-    pub losses: u32,
+    /// Files from this one on were begun after something was taken back. If they are purged before an agent sees them, nobody can tell
+    /// that from a gap.
+    pub unseen_from: usize,
     last_commit_us: i64,
     random: SmallRng,
 }
@@ -165,7 +165,7 @@ impl FakeServer {
             streams: BTreeMap::new(),
             next_stream: 0,
             replaced: 0,
-            losses: 0,
+            unseen_from: 0,
             last_commit_us: 0,
             random,
         };
@@ -213,8 +213,12 @@ impl FakeServer {
             let transaction = state.history.pop().unwrap();
             state.inodes[live].bytes = transaction.start;
         }
+        // Where nothing is left that could be recognised, it looks like a RESET.
+        if !state.folder.iter().any(|i| state.inodes[*i].has_transactions()) {
+            state.replaced += 1;
+        }
         state.forget_the_lost();
-        state.losses += 1;
+        state.unseen_from = state.inodes.len();
         state.go_down();
         drop(state);
         self.changed.send_replace(());
@@ -229,7 +233,7 @@ impl FakeServer {
             state.replaced += 1;
         }
         state.forget_the_lost();
-        state.losses += 1;
+        state.unseen_from = state.inodes.len();
         state.go_down();
         drop(state);
         self.changed.send_replace(());
@@ -252,7 +256,7 @@ impl FakeServer {
         state.foreign = GtidSet::new();
         state.executed = GtidSet::new();
         state.replaced += 1;
-        state.losses += 1;
+        state.unseen_from = state.inodes.len();
         state.new_file();
         drop(state);
         self.changed.send_replace(());
@@ -261,6 +265,10 @@ impl FakeServer {
     /// Removes files from the oldest on, but none that a connection reads. `archived` says up to where a file is in the archive.
     pub fn purge(&self, files: usize, archived: impl Fn(&Inode) -> usize) -> usize {
         let mut state = self.state();
+        let is_seen = |inode: &usize| *inode >= state.unseen_from && archived(&state.inodes[*inode]) > 0;
+        if !state.folder.iter().any(is_seen) {
+            return 0;
+        }
         let in_use: BTreeSet<usize> = state.streams.values().map(|s| s.inode).collect();
         let may_go = state.folder.len() - 1;
         let gone: Vec<usize> = state
@@ -279,13 +287,12 @@ impl FakeServer {
         gone.len()
     }
 
-    pub fn backup(&self, is_clean: bool) -> Backup {
+    pub fn backup(&self) -> Backup {
         let state = self.state();
         Backup {
             folder: state.folder.iter().map(|i| (*i, state.inodes[*i].bytes)).collect(),
             history: state.history.clone(),
             executed: state.executed.clone(),
-            is_clean,
         }
     }
 
@@ -319,7 +326,7 @@ impl FakeServer {
         }
         state.executed = backup.executed.clone();
         state.replaced += 1;
-        state.losses += 1 + u32::from(!backup.is_clean);
+        state.unseen_from = state.inodes.len();
         drop(state);
         self.changed.send_replace(());
     }

@@ -225,7 +225,7 @@ impl World {
                 info!(target: "sim", "server: shuts down");
                 self.server.shut_down();
                 if self.random.random_bool(0.5) {
-                    self.backup = Some(self.server.backup(true));
+                    self.backup = Some(self.server.backup());
                     info!(target: "sim", "operator: copies the data folder");
                 }
             }
@@ -255,7 +255,7 @@ impl World {
                 self.server.commit(self.random.random_range(0..3));
             }
             63..65 => {
-                self.backup = Some(self.server.backup(false));
+                self.backup = Some(self.server.backup());
                 info!(target: "sim", "operator: copies the data folder");
             }
             65..67 => {
@@ -424,7 +424,7 @@ async fn watch_watermark(
     }
 }
 
-/// Stands in for the agent's other task: a new root gets its snapshot.
+/// Stands in for the agent's other task: a path without a snapshot gets one.
 async fn take_snapshots(archive: Archive, link: Link, wanted: Arc<Notify>) {
     loop {
         wanted.notified().await;
@@ -441,7 +441,8 @@ async fn take_first(archive: &Archive, link: &Link) -> anyhow::Result<()> {
     let Some(tip) = path::tip(&timelines).filter(|t| t.server_uuid == state.server_uuid) else {
         return Ok(());
     };
-    if archive.snapshots().await?.iter().any(|s| s.timeline == tip.id) {
+    let path = path::Path::find(&timelines, Some(tip.id))?;
+    if archive.snapshots().await?.iter().any(|s| path.has(s)) {
         return Ok(());
     }
     let timeline = settle_server(archive, link).await?.id;
@@ -453,7 +454,7 @@ async fn take_first(archive: &Archive, link: &Link) -> anyhow::Result<()> {
         "the timeline changed meanwhile"
     );
     ensure!(replaced == link.server.state().replaced, "the history changed meanwhile");
-    let id = format!("snapshot-{timeline:08}");
+    let id = format!("snapshot-{timeline:08}-{:020}", archive.clock.now_us());
     let record = Snapshot {
         format: FORMAT_VERSION,
         id: id.clone(),
