@@ -94,8 +94,7 @@ impl StoredBinlog {
 
     /// Where binlogs of one timeline stand in its order: what was executed before them grows, and so do their numbers.
     pub fn order(&self) -> (u64, u64) {
-        let number = self.place().name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
-        (self.opening.held_before.count(), number)
+        (self.opening.held_before.count(), keys::number(&self.place().name))
     }
 }
 

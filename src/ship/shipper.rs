@@ -163,7 +163,8 @@ async fn settle_and_reconcile(archive: &Archive, server: &dyn Server, state: &Se
     let timelines = archive.timelines().await?;
     let todo = reconcile(archive, server, state, &timeline).await?;
     if !todo.history_was_replaced {
-        return Ok((timeline, todo));
+        let older = timelines.into_iter().find(|t| Some(t.id) == todo.went_back_to);
+        return Ok((older.unwrap_or(timeline), todo));
     }
     error!("the server's history begins anew (RESET BINARY LOGS AND GTIDS?): a new root timeline and a snapshot follow");
     let claim = Claim {

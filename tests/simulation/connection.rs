@@ -111,6 +111,7 @@ impl Server for Link {
         self.pause(3).await;
         let state = self.server.state();
         anyhow::ensure!(state.life == life && !self.breaks(), "lost the connection to the server");
+        anyhow::ensure!(state.purged() == gtid_purged, "gtid_purged changed");
         Ok(ServerState {
             server_uuid: state.uuid,
             datadir: PathBuf::from("/nonexistent"),

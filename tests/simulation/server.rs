@@ -98,6 +98,7 @@ pub struct Backup {
     folder: Vec<(usize, usize)>,
     history: Vec<Transaction>,
     executed: GtidSet,
+    foreign: GtidSet,
 }
 
 pub struct State {
@@ -293,6 +294,7 @@ impl FakeServer {
             folder: state.folder.iter().map(|i| (*i, state.inodes[*i].bytes)).collect(),
             history: state.history.clone(),
             executed: state.executed.clone(),
+            foreign: state.foreign.clone(),
         }
     }
 
@@ -325,6 +327,7 @@ impl FakeServer {
             t.inode = copies.get(&t.inode).copied().unwrap_or(t.inode);
         }
         state.executed = backup.executed.clone();
+        state.foreign = backup.foreign.clone();
         state.replaced += 1;
         state.unseen_from = state.inodes.len();
         drop(state);
