@@ -11,6 +11,8 @@ mod support;
 
 #[path = "store_conformance/filesystem.rs"]
 mod filesystem;
+#[path = "store_conformance/memory.rs"]
+mod memory;
 #[cfg(feature = "aws")]
 #[path = "store_conformance/s3.rs"]
 mod s3;

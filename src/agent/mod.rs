@@ -36,7 +36,10 @@ use crate::{
     },
     snapshot::take,
     store::counted::{Errors, counted},
-    support::hint::{render, with_hint},
+    support::{
+        clock::WallClock,
+        hint::{render, with_hint},
+    },
 };
 
 /// From a signal to the end, whatever the store does.
@@ -48,6 +51,7 @@ pub async fn archive(config: &Config) -> anyhow::Result<Archive> {
     Ok(Archive {
         store,
         shard: config.shard.clone(),
+        clock: Arc::new(WallClock),
     })
 }
 

@@ -13,7 +13,7 @@ use super::{
     keys::BinlogPlace,
     listing::{Form, StoredBinlog, order_of},
     path::Path,
-    records::{Snapshot, SnapshotState},
+    records::Snapshot,
 };
 
 /// What has to be known of a stored binlog to find gaps.
@@ -82,11 +82,7 @@ pub fn on_path<'h>(path: &Path, holdings: impl IntoIterator<Item = &'h Holding>)
 
 /// The snapshots that recovery on `path` may start from, the one that holds least first.
 pub fn serving<'s>(path: &Path, snapshots: &'s [Snapshot]) -> Vec<&'s Snapshot> {
-    let serves = |s: &&Snapshot| {
-        let held = s.gtids_after.as_ref().filter(|_| s.state == SnapshotState::Complete);
-        held.is_some_and(|held| path.inherited(s.timeline).is_some_and(|i| i.covers(held)))
-    };
-    let mut serving: Vec<&Snapshot> = snapshots.iter().filter(serves).collect();
+    let mut serving: Vec<&Snapshot> = snapshots.iter().filter(|s| path.has(s)).collect();
     serving.sort_by_key(|s| (s.gtids_before.count(), s.finished_at_us));
     serving
 }
@@ -145,7 +141,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        archive::records::{Provider, Reason, Timeline},
+        archive::records::{Provider, Reason, SnapshotState, Timeline},
         binlog::gtid::{Gtid, Tag},
     };
 

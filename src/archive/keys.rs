@@ -93,6 +93,11 @@ impl BinlogPlace {
     }
 }
 
+/// The number that a binlog's name ends with; a server gives them in order.
+pub fn number(name: &str) -> u64 {
+    name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
 impl fmt::Display for BinlogPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of server {}", self.name, self.server_uuid)

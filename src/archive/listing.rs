@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     binlog::gtid::GtidSet,
     store::{Put, SharedStore, StoreError, Version},
-    support::hint::OrHint,
+    support::{clock::SharedClock, hint::OrHint},
 };
 
 use super::{
@@ -25,6 +25,8 @@ const GETS_IN_FLIGHT: usize = 32;
 pub struct Archive {
     pub store: SharedStore,
     pub shard: Shard,
+    /// What is written here bears its time.
+    pub clock: SharedClock,
 }
 
 /// A stored segment.

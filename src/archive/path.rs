@@ -5,7 +5,7 @@
 
 use crate::binlog::gtid::{Gtid, GtidSet};
 
-use super::records::{Snapshot, SnapshotState, Timeline};
+use super::records::{Reason, Snapshot, SnapshotState, Timeline};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
@@ -58,11 +58,11 @@ impl Path {
         self.timelines.last().expect("a path has at least one timeline")
     }
 
-    /// The last timeline and those right before it that the same server claimed, oldest first.
+    /// The last claim that was no crash, and the crashes of the same server since, oldest first: a binlog that was shipped on one of
+    /// them is not shipped again on a later one.
     pub fn own_line(&self) -> &[Timeline] {
-        let server_uuid = self.last().server_uuid;
-        let foreign = self.timelines.iter().rposition(|t| t.server_uuid != server_uuid);
-        &self.timelines[foreign.map_or(0, |at| at + 1)..]
+        let claimed = self.timelines.iter().rposition(|t| t.reason != Reason::Crash);
+        &self.timelines[claimed.unwrap_or(0)..]
     }
 
     /// Whether timeline `id` is on the path.
@@ -82,14 +82,14 @@ impl Path {
 
     /// Whether recovery to `target` may start from `snapshot`.
     pub fn serves(&self, snapshot: &Snapshot, target: &GtidSet) -> bool {
-        let Some(held) = snapshot
-            .gtids_after
-            .as_ref()
-            .filter(|_| snapshot.state == SnapshotState::Complete)
-        else {
-            return false;
-        };
-        self.inherited(snapshot.timeline).is_some_and(|i| i.covers(held)) && held.is_subset(target)
+        self.has(snapshot) && snapshot.gtids_after.as_ref().is_some_and(|held| held.is_subset(target))
+    }
+
+    /// Whether all that `snapshot` holds is part of the path's history, so that some target can be recovered from it.
+    pub fn has(&self, snapshot: &Snapshot) -> bool {
+        let held = snapshot.gtids_after.as_ref();
+        snapshot.state == SnapshotState::Complete
+            && held.is_some_and(|held| self.inherited(snapshot.timeline).is_some_and(|i| i.covers(held)))
     }
 }
 

@@ -67,7 +67,7 @@ async fn store(config: &Config) -> Vec<Check> {
     const REACHABLE: &str = "store";
     const CONDITIONAL: &str = "conditional PUT";
     let looked = async {
-        let Archive { store, shard } = agent::archive(config).await?;
+        let Archive { store, shard, .. } = agent::archive(config).await?;
         let honoured = probe::conditional_put(&store, &shard.to_string()).await?;
         anyhow::Ok((store.url().to_owned(), honoured))
     };

@@ -2,6 +2,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
+use anyhow::bail;
 use async_trait::async_trait;
 use uuid::Uuid;
 
@@ -67,6 +68,10 @@ impl Server for Mysql {
             binlogs: session.binary_logs().await?,
             gtid_executed: session.gtid_executed().await?,
         };
+        // A RESET in between would join what was before it with what came after.
+        if session.gtid_purged().await? != state.gtid_purged {
+            bail!("the server's gtid_purged changed while it was looked at");
+        }
         session.close().await;
         Ok(state)
     }

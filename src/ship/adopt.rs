@@ -51,7 +51,7 @@ pub async fn adopt(archive: &Archive, server: &dyn Server, adoption: &Adoption) 
     match decide(&timelines, &claimant)? {
         Decision::Claim(claim) if claim.adopted => {
             if adoption.dry_run {
-                return Ok(claim.record(next_id(&timelines), state.server_uuid));
+                return Ok(claim.record(next_id(&timelines), state.server_uuid, archive.clock.now_us()));
             }
             claim_timeline(archive, &timelines, state.server_uuid, claim).await
         }

@@ -18,7 +18,6 @@ use crate::{
     },
     binlog::gtid::GtidSet,
     store::Put,
-    support::clock,
 };
 
 /// What decides where a server belongs.
@@ -82,7 +81,7 @@ impl Claim {
     }
 
     /// The record of a claim that is made now.
-    pub fn record(self, id: u32, server_uuid: Uuid) -> Timeline {
+    pub fn record(self, id: u32, server_uuid: Uuid, claimed_at_us: i64) -> Timeline {
         Timeline {
             format: FORMAT_VERSION,
             id,
@@ -93,7 +92,7 @@ impl Claim {
             adopted: self.adopted,
             confirmed_by: self.confirmed_by,
             nonce: Uuid::new_v4(),
-            claimed_at_us: clock::now_us(),
+            claimed_at_us,
         }
     }
 }
@@ -202,9 +201,9 @@ pub async fn settle(archive: &Archive, claimant: &Claimant<'_>) -> anyhow::Resul
     Ok((timeline, timelines))
 }
 
-/// Whether recovery takes what is shipped on `timeline`.
-pub fn is_current(timelines: &[Timeline], timeline: &Timeline) -> bool {
-    path::tip(timelines).is_some_and(|tip| tip.id == timeline.id)
+/// Whether the shard's current timeline is this server's: then so is what it claims after a crash or a RESET.
+pub fn is_primary(timelines: &[Timeline], server_uuid: Uuid) -> bool {
+    path::tip(timelines).is_some_and(|tip| tip.server_uuid == server_uuid)
 }
 
 /// Says why a server's transactions are left out by recovery, and what to do; nothing where they are not.
@@ -238,7 +237,7 @@ pub async fn claim_timeline(
     claim: Claim,
 ) -> anyhow::Result<Timeline> {
     let id = next_id(timelines);
-    let record = claim.record(id, server_uuid);
+    let record = claim.record(id, server_uuid, archive.clock.now_us());
     let key = keys::timeline_key(&archive.shard, id);
     if !archive.put_record(&key, &record, Put::IfAbsent).await? {
         // The store's client may have met its own success after a lost answer; the nonce tells.

@@ -1,11 +1,13 @@
 //! What the server has against what the archive has: where shipping goes on.
 
+use std::collections::BTreeSet;
+
 use tracing::{debug, warn};
 
 use crate::{
     archive::{
         gaps,
-        keys::BinlogPlace,
+        keys::{BinlogPlace, number},
         listing::{Archive, Form, StoredBinlog, covered_end},
         path::Path,
         records::{Ending, Opening, Timeline},
@@ -34,9 +36,12 @@ pub struct Todo {
     pub binlogs: Vec<Unsealed>,
     /// How the binlog before the first of them ends, if the archive has it.
     pub ending_before: Option<Ending>,
-    /// Label of the newest binlog that was shipped on this timeline, is not sealed, and that the server no longer has: what a
-    /// crash without sync_binlog=1 leaves of a file that was not on disk yet.
+    /// Label of the newest binlog that was shipped on this timeline, was not purged, and that the server no longer has: what a
+    /// crash without sync_binlog=1 leaves of a file that was not on disk yet, or a data folder that was put back.
     pub vanished_label_ns: Option<i64>,
+    /// The older timeline that the server's newest known binlog belongs to, where later ones are on this timeline: a data folder
+    /// that was put back. History goes on from there.
+    pub went_back_to: Option<u32>,
     /// The server's history is not the one that was shipped: RESET BINARY LOGS AND GTIDS, or a server put back.
     pub history_was_replaced: bool,
 }
@@ -57,9 +62,14 @@ pub async fn reconcile(
     // What the server had executed when the binlog after the one in hand began.
     let (mut lacking, mut after) = (None, state.gtid_executed.clone());
     let is_on_server = |place: &BinlogPlace| place.server_uuid == server_uuid && files.iter().any(|f| f.name == place.name);
-    let sealed = archive.sealed_index().await?;
+    // Everything is judged by these two listings: what another task opens meanwhile is not taken for lost.
+    let mut sealed = archive.sealed_index().await?;
+    sealed.retain(|place, _| place.server_uuid == server_uuid);
+    // Only what is older than the oldest file can have been purged.
+    let last = files.last().map_or(0, |f| number(&f.name));
+    let may_be_there = |place: &BinlogPlace| is_on_server(place) || number(&place.name) > last;
     let mut stored = archive
-        .sealed(sealed.iter().filter(|(place, _)| is_on_server(place)).map(|(_, key)| key))
+        .sealed(sealed.iter().filter(|(place, _)| may_be_there(place)).map(|(_, key)| key))
         .await?;
     let tails = archive
         .tails_where(|place| place.server_uuid == server_uuid && !sealed.contains_key(place))
@@ -69,9 +79,10 @@ pub async fn reconcile(
         binlogs: Vec::new(),
         ending_before: None,
         vanished_label_ns: None,
+        went_back_to: None,
         history_was_replaced: false,
     };
-    let mut met_any = false;
+    let (mut newest_met, mut known) = (None, BTreeSet::new());
     for file in files.iter().rev() {
         let is_namesake = |b: &&StoredBinlog| b.place().name == file.name && line.contains(&b.opening.timeline);
         let namesakes: Vec<&StoredBinlog> = stored.iter().filter(is_namesake).collect();
@@ -82,7 +93,10 @@ pub async fn reconcile(
         };
         let is_it = |b: &&&StoredBinlog| identity.as_ref().is_some_and(|i| i.fingerprint == b.opening.fingerprint);
         let found = namesakes.iter().find(is_it);
-        met_any |= found.is_some();
+        if let Some(found) = found {
+            newest_met = newest_met.or(Some(found.opening.timeline));
+            known.insert(found.place().clone());
+        }
         // A server gives a name twice only when it begins anew.
         if identity.is_some() && found.is_none() && namesakes.iter().any(|b| b.opening.timeline == timeline.id) {
             warn!(binlog = %file.name, "the server has another binlog under the name of one that was shipped: its history was replaced");
@@ -123,17 +137,23 @@ pub async fn reconcile(
         });
     }
     todo.binlogs.reverse();
-    let is_there = |place: &BinlogPlace| {
-        todo.binlogs
-            .iter()
-            .any(|b| b.known.as_ref().is_some_and(|(o, _)| o.place == *place))
+    let first_known = known.iter().map(|place| number(&place.name)).min().unwrap_or(0);
+    let is_lost = |b: &&StoredBinlog| {
+        let is_tail = matches!(b.form, Form::Tail(_));
+        b.opening.timeline == timeline.id && !known.contains(b.place()) && (is_tail || number(&b.place().name) > first_known)
     };
-    let vanished = tails
-        .iter()
-        .filter(|b| b.opening.timeline == timeline.id && !is_there(b.place()));
-    todo.vanished_label_ns = vanished.map(|b| b.place().label_ns).max();
-    if !met_any && !todo.history_was_replaced {
-        todo.history_was_replaced = !holds_what_was_shipped(archive, state, timeline).await?;
+    todo.vanished_label_ns = stored.iter().filter(is_lost).map(|b| b.place().label_ns).max();
+    let met_any = newest_met.is_some();
+    if met_any && newest_met == Some(timeline.id) || todo.history_was_replaced {
+        return Ok(todo);
+    }
+    let mut shipped = archive.sealed(sealed.values()).await?;
+    shipped.extend(tails);
+    shipped.retain(|b| b.opening.timeline == timeline.id);
+    if !met_any {
+        todo.history_was_replaced = !holds_what_was_shipped(archive, &shipped, state, timeline).await?;
+    } else if let Some(newest) = shipped.iter().map(|b| b.place().label_ns).max() {
+        (todo.went_back_to, todo.vanished_label_ns) = (newest_met, Some(newest));
     }
     debug!(binlogs = todo.binlogs.len(), met_any, "compared the server with the archive");
     Ok(todo)
@@ -157,13 +177,16 @@ async fn lacking_before(archive: &Archive, path: &Path, state: &ServerState) -> 
 }
 
 /// Whether the server's gtid_executed holds everything that the archive has of this timeline.
-async fn holds_what_was_shipped(archive: &Archive, state: &ServerState, timeline: &Timeline) -> anyhow::Result<bool> {
-    let mut shipped = archive.binlogs().await?;
-    shipped.retain(|b| b.place().server_uuid == state.server_uuid && b.opening.timeline == timeline.id);
+async fn holds_what_was_shipped(
+    archive: &Archive,
+    shipped: &[StoredBinlog],
+    state: &ServerState,
+    timeline: &Timeline,
+) -> anyhow::Result<bool> {
     let mut snapshots = archive.snapshots().await?;
     snapshots.retain(|s| s.timeline == timeline.id);
     let mut gtids = timeline.branch_set.clone();
-    for binlog in &shipped {
+    for binlog in shipped {
         gtids.add(&binlog.opening.held_before);
         gtids.add(binlog.gtids().unwrap_or(&GtidSet::new()));
     }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::{error, info};
 use uuid::Uuid;
 
@@ -16,13 +16,13 @@ use crate::{
     },
     binlog::gtid::GtidSet,
     mysql::server::SharedServer,
-    support::{clock, hint::render},
+    support::hint::render,
 };
 
 use super::{
     beginning::Identity,
     catalog::Catalog,
-    lineage::{Claim, claim_timeline, is_current},
+    lineage::{Claim, claim_timeline, is_primary},
     puts::put_once,
     reconcile::Unsealed,
     seal::{ToSeal, identify, is_fault_of_the_binlog, seal},
@@ -51,6 +51,8 @@ pub struct Round {
     pub purged: GtidSet,
     /// A binlog that was killed in the middle lies before the next one that is opened.
     pub crashed: bool,
+    /// As in [`super::Shipper`].
+    pub snapshot_wanted: Arc<Notify>,
     /// As in [`super::reconcile::Todo`]: history may have been taken back here, too.
     pub vanished_label_ns: Option<i64>,
 }
@@ -122,7 +124,7 @@ impl Round {
     pub async fn open(&mut self, name: &str, identity: &Identity) -> anyhow::Result<Opening> {
         let place = BinlogPlace {
             server_uuid: self.server_uuid,
-            label_ns: clock::now_us() * NS_PER_US,
+            label_ns: self.archive.clock.now_us() * NS_PER_US,
             name: name.to_owned(),
         };
         let mut opening = identity.opening(self.timeline.id, place, &self.purged);
@@ -143,21 +145,32 @@ impl Round {
 
     /// i13: whatever can take history back starts a child, whether or not a loss is known.
     async fn branch_after_crash(&mut self, held: &GtidSet) -> anyhow::Result<()> {
-        let is_done = self.timeline.reason == Reason::Crash && self.timeline.branch_set == *held;
-        if !is_done {
+        if !self.is_fresh_child_of(held).await? {
             let timelines = self.archive.timelines().await?;
             let claim = Claim {
                 parent: Some(self.timeline.id),
                 branch_set: held.clone(),
                 reason: Reason::Crash,
                 // A deposed primary's crash is its own business.
-                adopted: is_current(&timelines, &self.timeline),
+                adopted: is_primary(&timelines, self.server_uuid),
                 confirmed_by: None,
             };
             self.timeline = claim_timeline(&self.archive, &timelines, self.server_uuid, claim).await?;
         }
+        // Of its parent's snapshots it may inherit none.
+        self.snapshot_wanted.notify_one();
         (self.crashed, self.vanished_label_ns) = (false, None);
         Ok(())
+    }
+
+    /// Whether the child was claimed already, by an agent that died before it stored anything on it. Once a binlog is there, another
+    /// crash may have taken back all of that, and is not told by what was held before.
+    async fn is_fresh_child_of(&self, held: &GtidSet) -> anyhow::Result<bool> {
+        if self.timeline.reason != Reason::Crash || self.timeline.branch_set != *held {
+            return Ok(false);
+        }
+        let binlogs = self.archive.binlogs().await?;
+        Ok(!binlogs.iter().any(|b| b.opening.timeline == self.timeline.id))
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
 
 use super::{
     catalog::Catalog,
-    lineage::{Claim, Claimant, claim_timeline, is_current, settle, warn_if_off_the_path},
+    lineage::{Claim, Claimant, claim_timeline, is_primary, settle, warn_if_off_the_path},
     reconcile::{Todo, reconcile},
     round::{Round, Settings, stopped},
     standing::Standing,
@@ -48,7 +48,7 @@ pub struct Shipper {
     pub catalog: Arc<Catalog>,
     pub settings: Settings,
     pub status: watch::Sender<Status>,
-    /// Told when a new root needs a snapshot to become recoverable.
+    /// Told when the server goes on with a timeline, which may need a snapshot to become recoverable.
     pub snapshot_wanted: Arc<Notify>,
 }
 
@@ -66,6 +66,7 @@ impl Shipper {
                     failing_since = None;
                     self.status.send_modify(|s| s.failing_since_us = None);
                     tokio::select! {
+                        biased;
                         () = stopped(&mut stop) => return,
                         _ = standing.wait_for(Standing::ships) => {}
                     }
@@ -90,6 +91,7 @@ impl Shipper {
                 }
             };
             tokio::select! {
+                biased;
                 () = stopped(&mut stop) => return,
                 () = sleep(wait) => {}
             }
@@ -125,6 +127,7 @@ impl Shipper {
             catalog: self.catalog.clone(),
             settings: self.settings.clone(),
             status: self.status.clone(),
+            snapshot_wanted: self.snapshot_wanted.clone(),
             server_uuid: timeline.server_uuid,
             timeline,
             purged: state.gtid_purged,
@@ -136,6 +139,7 @@ impl Shipper {
         for closed in todo.binlogs {
             let file = closed.file.clone();
             tokio::select! {
+                biased;
                 () = stopped(stop) => return Ok(()),
                 done = round.closed(closed) => done?,
             }
@@ -148,6 +152,7 @@ impl Shipper {
         let (end, mut ended) = watch::channel(false);
         let watching = async {
             tokio::select! {
+                biased;
                 () = stopped(stop) => {}
                 () = self.superseded(&mut standing, &seen, settled.tip, server_uuid) => {}
             }
@@ -155,6 +160,7 @@ impl Shipper {
             std::future::pending::<()>().await;
         };
         tokio::select! {
+            biased;
             followed = Tail::new(&mut round, &live.file.name, live.known).follow(&mut ended) => followed,
             () = watching => Ok(()),
         }
@@ -237,11 +243,13 @@ async fn settle_and_reconcile(
     let mut todo = reconcile(archive, server, state, &timelines, &timeline).await?;
     if todo.history_was_replaced {
         error!("the server's history begins anew (RESET BINARY LOGS AND GTIDS?): a new root timeline and a snapshot follow");
-        let claim = Claim::root(Reason::Reset, is_current(&timelines, &timeline));
+        let claim = Claim::root(Reason::Reset, is_primary(&timelines, state.server_uuid));
         timeline = claim_timeline(archive, &timelines, state.server_uuid, claim).await?;
         timelines.push(timeline.clone());
         // What the old history left behind is none of the root's business.
         todo = reconcile(archive, server, state, &timelines, &timeline).await?;
+    } else if let Some(older) = timelines.iter().find(|t| Some(t.id) == todo.went_back_to) {
+        timeline = older.clone();
     }
     warn_if_off_the_path(&timelines, &claimant, &timeline);
     let tip = path::tip(&timelines).map(|t| t.id);

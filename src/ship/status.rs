@@ -40,12 +40,17 @@ pub struct Failure {
 impl Status {
     /// A round begins with this to ship.
     pub fn begins(&mut self, timeline: u32, todo: &[Unsealed]) {
-        self.timeline = Some(timeline);
         let closed = todo.split_last().map_or(&[][..], |(_live, closed)| closed);
         self.backlog = closed.iter().map(|b| (b.file.name.clone(), b.file.bytes)).collect();
         let covered = |b: &Unsealed| b.known.as_ref().map_or(0, |(_, covered)| *covered);
         let first_lacking = todo.iter().find(|b| covered(b) < b.file.bytes).or(todo.last());
-        self.durable = first_lacking.map(|b| (b.file.name.clone(), covered(b)));
+        // What was passed without storing it, for it held no transaction, the archive does not show.
+        let passed = |b: &Unsealed| {
+            let at = self.durable.as_ref().filter(|(name, _)| self.timeline == Some(timeline) && *name == b.file.name);
+            at.map_or(0, |(_, position)| *position).min(b.file.bytes)
+        };
+        self.durable = first_lacking.map(|b| (b.file.name.clone(), covered(b).max(passed(b))));
+        self.timeline = Some(timeline);
     }
 
     /// Bytes came, or a sign of life: the stream stands.

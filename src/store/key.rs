@@ -8,7 +8,7 @@ const KEY_BYTES_MAX: usize = 1024;
 const PART_BYTES_MAX: usize = 255;
 
 /// Refuses a key that no object may have.
-pub(super) fn check(url: &str, verb: &str, key: &str) -> Result<(), StoreError> {
+pub fn check(url: &str, verb: &str, key: &str) -> Result<(), StoreError> {
     match fault(key) {
         None => Ok(()),
         Some(reason) => Err(refused(url, verb, key, reason)),
@@ -16,7 +16,7 @@ pub(super) fn check(url: &str, verb: &str, key: &str) -> Result<(), StoreError> 
 }
 
 /// Refuses a prefix that no key can begin with; the last part may be cut anywhere.
-pub(super) fn check_prefix(url: &str, prefix: &str) -> Result<(), StoreError> {
+pub fn check_prefix(url: &str, prefix: &str) -> Result<(), StoreError> {
     let (folder, rest) = match prefix.rsplit_once('/') {
         Some((folder, rest)) => (Some(folder), rest),
         None => (None, prefix),

@@ -11,7 +11,7 @@ use tokio::io::AsyncRead;
 
 pub mod counted;
 pub mod filesystem;
-mod key;
+pub mod key;
 mod open;
 pub mod probe;
 pub mod reading;

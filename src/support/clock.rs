@@ -1,5 +1,7 @@
 //! Wall-clock time as the archive writes it: microseconds since 1970-01-01 UTC, as MySQL's GTID events do.
 
+use std::{fmt, sync::Arc};
+
 use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -30,6 +32,24 @@ impl<'de> Deserialize<'de> for Moment {
         parse_rfc3339(&String::deserialize(deserializer)?)
             .map(Moment)
             .map_err(serde::de::Error::custom)
+    }
+}
+
+/// Where shipping takes the time of its records from. Waits and deadlines are tokio's.
+pub trait Clock: fmt::Debug + Send + Sync {
+    /// Microseconds since the epoch.
+    fn now_us(&self) -> i64;
+}
+
+pub type SharedClock = Arc<dyn Clock>;
+
+/// The machine's clock.
+#[derive(Debug)]
+pub struct WallClock;
+
+impl Clock for WallClock {
+    fn now_us(&self) -> i64 {
+        now_us()
     }
 }
 

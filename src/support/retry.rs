@@ -1,8 +1,17 @@
 //! Waiting between attempts: exponential with full jitter, and a cap.
 
-use std::time::Duration;
+use std::{cell::RefCell, time::Duration};
 
-use rand::Rng;
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+thread_local! {
+    static JITTER: RefCell<SmallRng> = RefCell::new(SmallRng::from_os_rng());
+}
+
+/// Makes this thread's waits the same in every run, for whoever replays one.
+pub fn seed_jitter(seed: u64) {
+    JITTER.set(SmallRng::seed_from_u64(seed));
+}
 
 /// The waits between attempts at one thing.
 #[derive(Debug, Clone)]
@@ -19,7 +28,9 @@ impl Backoff {
 
     /// How long to wait before the next attempt: between half and all of the current step.
     pub fn step(&mut self) -> Duration {
-        let wait = self.next.mul_f64(rand::rng().random_range(0.5..=1.0));
+        let wait = self
+            .next
+            .mul_f64(JITTER.with_borrow_mut(|jitter| jitter.random_range(0.5..=1.0)));
         self.next = (self.next * 2).min(self.max);
         wait
     }

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+pub mod binlog_writer;
+pub mod faulty_store;
 pub mod golden;
+pub mod memory_store;
 pub mod moto;
 pub mod mysql;
 pub mod node;

@@ -13,6 +13,7 @@ use mysql_pitr::{
     binlog::gtid::GtidSet,
     recover::target::{Target, path_binlogs, resolve},
     store::filesystem::FilesystemStore,
+    support::clock::WallClock,
 };
 use nix::{sys::signal::Signal, unistd::Pid};
 use tempfile::TempDir;
@@ -170,6 +171,7 @@ impl Node {
         Archive {
             store,
             shard: SHARD.to_owned().try_into().unwrap(),
+            clock: Arc::new(WallClock),
         }
     }
 
