@@ -65,6 +65,8 @@ pub fn snapshot_settings(config: &Config) -> take::Settings {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
+    // First of all: a signal that comes while the agent starts is to end it as cleanly as a later one.
+    let told_to_stop = signals()?;
     let endpoint = config.endpoint()?;
     let Some(_lock) = StateLock::try_take(&config.state_path)? else {
         let e = anyhow::anyhow!("another mysql-pitr holds the state file {}", config.state_path.display());
@@ -124,7 +126,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         async move { shipper.run(stop).await }
     });
     let snapshotting = tokio::spawn(async move { snapshots.run().await });
-    wait_for_signal().await?;
+    told_to_stop.await;
     info!("stopping");
     stop_sender.send_replace(true);
     // A snapshot that is under way is given up: its record stays `started`, and the next start ends it.
@@ -141,10 +143,17 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
 
 /// SIGTERM or SIGINT.
 pub async fn wait_for_signal() -> anyhow::Result<()> {
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
+    signals()?.await;
     Ok(())
+}
+
+/// From now on these signals end nothing by themselves; the future is ready after the first of them.
+fn signals() -> anyhow::Result<impl Future<Output = ()>> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
 }
