@@ -118,6 +118,11 @@ impl GtidSet {
         })
     }
 
+    /// The largest number from `tsid`.
+    pub fn last_of(&self, tsid: Tsid) -> Option<u64> {
+        self.intervals.get(&tsid)?.last().map(|i| i.end - 1)
+    }
+
     pub fn insert(&mut self, gtid: Gtid) {
         self.insert_range(gtid.tsid, gtid.gno, gtid.gno + 1);
     }

@@ -8,9 +8,15 @@ use crate::{
         listing::{Form, StoredBinlog, covered_end},
         path::Path,
         records::{Snapshot, SnapshotState, Timeline},
+        survey::Survey,
     },
+    binlog::gtid::GtidSet,
     config::Config,
-    recover::{plan::plan, target::Target},
+    recover::{
+        diverged::{Diverged, diverged_read},
+        plan::{Request, plan},
+        target::Target,
+    },
     support::{clock, hint::render, progress::human_bytes},
 };
 
@@ -22,6 +28,12 @@ pub struct Args {
     /// Print as JSON.
     #[arg(long)]
     json: bool,
+    /// Show what lies off the path instead: transactions that no successor inherited.
+    #[arg(long)]
+    diverged: bool,
+    /// The path of this timeline instead of the current one's.
+    #[arg(long, value_name = "N")]
+    timeline: Option<u32>,
 }
 
 #[derive(Debug, Serialize)]
@@ -32,6 +44,8 @@ struct Listing {
     timelines: Vec<Timeline>,
     snapshots: Vec<Snapshot>,
     binlogs: Vec<Binlog>,
+    /// Objects that are missing or cannot be read.
+    faults: Vec<String>,
 }
 
 /// Between which moments recovery is possible, gaps apart.
@@ -61,19 +75,28 @@ struct Binlog {
 
 pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let archive = agent::archive(config).await?;
-    let timelines = archive.timelines().await?;
-    let snapshots = archive.snapshots().await?;
-    let path = Path::find(&timelines, None).ok();
-    let mut binlogs = archive.binlogs().await?;
-    binlogs.sort_by_key(|b| (b.opening.timeline, b.order()));
-    let until = plan(&archive, None, &Target::Latest).await;
+    let Survey {
+        timelines,
+        snapshots,
+        mut binlogs,
+        faults,
+    } = archive.survey().await?;
+    let path = Path::find(&timelines, args.timeline).ok();
+    binlogs.sort_by_cached_key(|b| (b.opening.timeline, b.order()));
+    if args.diverged {
+        let path = Path::find(&timelines, args.timeline)?;
+        let found = diverged_read(&archive, &path, &timelines, &binlogs).await?;
+        return show_diverged(args, &found);
+    }
+    let request = Request {
+        timeline: args.timeline,
+        ..Request::new(Target::Latest)
+    };
+    let until = plan(&archive, &request).await;
+    // Whatever target a snapshot may serve, it serves the set that it holds itself.
     let serving = |s: &&Snapshot| {
-        s.state == SnapshotState::Complete
-            && path.as_ref().is_some_and(|p| {
-                s.gtids_after
-                    .as_ref()
-                    .is_some_and(|g| p.inherited(s.timeline).is_some_and(|i| i.covers(g)))
-            })
+        let held = s.gtids_after.clone().unwrap_or_default();
+        path.as_ref().is_some_and(|p| p.serves(s, &held, &GtidSet::new()).is_ok())
     };
     let window = Window {
         from: snapshots
@@ -97,11 +120,35 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         timelines,
         snapshots,
         binlogs,
+        faults: faults.iter().map(ToString::to_string).collect(),
     };
     if args.json {
         return output::json(&listing);
     }
     print(&listing);
+    Ok(())
+}
+
+fn show_diverged(args: &Args, found: &[Diverged]) -> anyhow::Result<()> {
+    if args.json {
+        return output::json(&found);
+    }
+    if found.is_empty() {
+        say!("everything that was archived is on the path");
+    }
+    for d in found {
+        let part = if d.on_path {
+            "not inherited by its successors"
+        } else {
+            "off the path"
+        };
+        say!("timeline {}, server {}, {part}: {}", d.timeline, d.server_uuid, d.gtids);
+        for b in &d.binlogs {
+            let form = if b.sealed { "sealed  " } else { "segments" };
+            let gtids = b.gtids.as_ref().map_or_else(|| "not read".to_owned(), ToString::to_string);
+            say!("  {}  {form}  {} stored, {gtids}", b.name, human_bytes(b.stored_bytes));
+        }
+    }
     Ok(())
 }
 
@@ -133,12 +180,19 @@ fn print(l: &Listing) {
     if let Some(problem) = &l.window.problem {
         say!("  {problem}");
     }
+    for fault in &l.faults {
+        say!("  {fault}");
+    }
     say!("\ntimelines");
     for t in &l.timelines {
         let parent = t.parent.map_or("root".to_owned(), |p| format!("child of {p}"));
+        let skipped = match t.skipped.is_empty() {
+            true => String::new(),
+            false => format!(", without {}", t.skipped),
+        };
         let adopted = if t.adopted { "" } else { ", NOT ADOPTED: off the path" };
         say!(
-            "  {:>3}  {parent}, server {}, {}, since {}{adopted}",
+            "  {:>3}  {parent}, server {}, {}, since {}{skipped}{adopted}",
             t.id,
             t.server_uuid,
             t.reason,

@@ -30,6 +30,8 @@ pub struct Claim {
     pub branch_set: GtidSet,
     pub reason: Reason,
     pub adopted: bool,
+    /// What of the inherited history the server holds as empty transactions.
+    pub skipped: GtidSet,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +55,7 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Decision {
             branch_set: descent.branch_set.clone(),
             reason: Reason::Recovery,
             adopted: true,
+            skipped: descent.skipped.clone(),
         });
     }
     let first = path::tip(timelines).is_none();
@@ -62,6 +65,7 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Decision {
         branch_set: GtidSet::new(),
         reason,
         adopted: first,
+        skipped: GtidSet::new(),
     })
 }
 
@@ -112,6 +116,7 @@ pub async fn claim_timeline(
         adopted: claim.adopted,
         nonce: Uuid::new_v4(),
         claimed_at_us: clock::now_us(),
+        skipped: claim.skipped,
     };
     let key = keys::timeline_key(&archive.shard, id);
     if !archive.put_record(&key, &record, Put::IfAbsent).await? {
@@ -146,6 +151,7 @@ mod tests {
             adopted: true,
             nonce: Uuid::nil(),
             claimed_at_us: 0,
+            skipped: GtidSet::new(),
         }
     }
 
@@ -187,19 +193,17 @@ mod tests {
             parent: 1,
             server_uuid: B,
             branch_set: GtidSet::new(),
+            skipped: "00000000-0000-0000-0000-000000000001:7".parse().unwrap(),
         };
         let claimant = Claimant {
             server_uuid: B,
             descent: Some(&descent),
         };
-        assert!(matches!(
-            decide(&[timeline(1, A)], &claimant),
-            Decision::Claim(Claim {
-                parent: Some(1),
-                adopted: true,
-                ..
-            })
-        ));
+        let Decision::Claim(claim) = decide(&[timeline(1, A)], &claimant) else {
+            panic!("no claim")
+        };
+        assert_eq!((claim.parent, claim.adopted), (Some(1), true));
+        assert_eq!(claim.skipped, descent.skipped);
         assert_eq!(decide(&[timeline(1, A), timeline(2, B)], &claimant), Decision::Continue(2));
     }
 }

@@ -161,6 +161,7 @@ impl Round {
                 branch_set: held.clone(),
                 reason: Reason::Crash,
                 adopted: self.timeline.adopted,
+                skipped: GtidSet::new(),
             };
             let timelines = self.archive.timelines().await?;
             self.timeline = claim_timeline(&self.archive, &timelines, self.server_uuid, claim).await?;

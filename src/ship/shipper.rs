@@ -190,6 +190,7 @@ async fn settle_and_reconcile(archive: &Archive, endpoint: &Endpoint, session: &
         branch_set: GtidSet::new(),
         reason: Reason::Reset,
         adopted: timeline.adopted,
+        skipped: GtidSet::new(),
     };
     let root = claim_timeline(archive, &timelines, server_uuid, claim).await?;
     // What the old history left behind is none of the root's business.

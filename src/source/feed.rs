@@ -23,6 +23,8 @@ pub struct Leg {
 pub struct Feed {
     pub archive: Archive,
     pub legs: Vec<Leg>,
+    /// In their places empty transactions are sent.
+    pub skipped: GtidSet,
     /// Who the source says it is; the replica refuses its own.
     pub server_uuid: Uuid,
     pub server_id: u32,

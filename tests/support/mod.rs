@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 pub mod golden;
+pub mod made;
 pub mod moto;
 pub mod mysql;
 pub mod node;
