@@ -43,7 +43,12 @@ async fn i13_a_skipped_drop_stays_skipped() {
     let deleted = format!("{}:oops:1", dropped.as_str().unwrap().split(':').next().unwrap());
     let skip = ["--latest", "--skip-gtid", dropped.as_str().unwrap(), "--skip-gtid", &deleted];
     let plan = old_node.json(&[&["recover", "--dry-run"], &skip[..]].concat()).await;
-    assert!(plan["warnings"][0].as_str().unwrap().contains("an empty transaction takes its place"));
+    assert!(
+        plan["warnings"][0]
+            .as_str()
+            .unwrap()
+            .contains("an empty transaction takes its place")
+    );
     let (new, report) = old_node.recover("new", &skip).await;
     assert_eq!(new.gtid_executed().await, held);
     assert_eq!(notes(&new).await, ["first", "second"]);

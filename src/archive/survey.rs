@@ -11,7 +11,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::de::DeserializeOwned;
 use tokio::try_join;
 
-use crate::support::hint::{hint_of, message, with_hint};
+use crate::{
+    binlog::gtid::GtidSet,
+    support::hint::{hint_of, message, with_hint},
+};
 
 use super::{
     keys::{self, BinlogPlace},
@@ -19,7 +22,7 @@ use super::{
     records::{Manifest, Opening, Snapshot, Timeline},
 };
 
-const REPLICA_HINT: &str = "restore the object from the other region's bucket";
+const REPLICA_HINT: &str = "restore the object from the other region's bucket, or recover to a moment before it";
 
 /// What an object that is at fault was to say something of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +80,7 @@ pub struct Survey {
     pub timelines: Vec<Timeline>,
     /// By id, which is by time. Those of which [`Survey::fault_of_snapshot`] knows a fault cannot be unpacked.
     pub snapshots: Vec<Snapshot>,
-    /// Their manifests name no tables here: with them, thousands of manifests would fill the memory.
+    /// Thousands of manifests must not fill the memory: they name no tables here, and leave to the opening what that says.
     pub binlogs: Vec<StoredBinlog>,
     pub faults: Vec<Fault>,
 }
@@ -148,7 +151,7 @@ impl Archive {
         for snapshot in snapshots.iter().filter(|s| s.gtids_after.is_some()) {
             let fault = if snapshot.data_key.starts_with(&prefix) {
                 let size = objects.iter().find(|o| o.key == snapshot.data_key).map(|o| o.size_bytes);
-                self.size_fault(&snapshot.data_key, snapshot.stored_bytes, size)
+                self.size_fault(&snapshot.data_key, snapshot.stored_bytes, size).await?
             } else {
                 let (key, data) = (keys::snapshot_key(&self.shard, &snapshot.id), &snapshot.data_key);
                 Some(anyhow!(
@@ -172,8 +175,12 @@ impl Archive {
         let sizes: HashMap<&str, u64> = objects.iter().map(|o| (o.key.as_str(), o.size_bytes)).collect();
         let slim = |mut m: Manifest| {
             m.tables.clear();
+            let opening = m.opening.clone();
+            // Once is enough.
+            m.opening.held_before = GtidSet::new();
+            m.opening.fingerprint.clear();
             StoredBinlog {
-                opening: m.opening.clone(),
+                opening,
                 form: Form::Sealed(Box::new(m)),
             }
         };
@@ -184,7 +191,9 @@ impl Archive {
             match record {
                 Ok(binlog) => {
                     let object = key.strip_suffix(keys::MANIFEST_SUFFIX).unwrap_or(&key);
-                    let fault = self.size_fault(object, binlog.stored_bytes(), sizes.get(object).copied());
+                    let fault = self
+                        .size_fault(object, binlog.stored_bytes(), sizes.get(object).copied())
+                        .await?;
                     unsealed.extend(fault.map(|e| (binlog.place().clone(), e)));
                     sealed.push(binlog);
                 }
@@ -194,13 +203,22 @@ impl Archive {
         Ok((sealed, unsealed))
     }
 
-    fn size_fault(&self, key: &str, expected: u64, found: Option<u64>) -> Option<anyhow::Error> {
+    /// What is at fault with an object that a record speaks of. One that the listing lacks may have been stored, and its record after it,
+    /// while the listing went on: it is looked for again.
+    async fn size_fault(&self, key: &str, expected: u64, listed: Option<u64>) -> anyhow::Result<Option<anyhow::Error>> {
+        let found = match listed {
+            Some(size) => Some(size),
+            None => {
+                let again = self.store.list(key, None).await?;
+                again.iter().find(|o| o.key == key).map(|o| o.size_bytes)
+            }
+        };
         let url = self.store.url();
-        match found {
+        Ok(match found {
             Some(found) if found == expected => None,
-            Some(found) => Some(anyhow!("object {url}/{key} has {found} bytes instead of {expected}")),
+            Some(found) => Some(anyhow!("object {url}/{key} has {found} B instead of {expected} B")),
             None => Some(anyhow!("there is no object {url}/{key}")),
-        }
+        })
     }
 
     /// The binlogs that are to be read from their segments: those that are not sealed, and those of which the sealed form is at fault.

@@ -339,7 +339,7 @@ impl Maker<'_> {
                 "transactions cannot be left out that every snapshot within the target holds already; {} holds {held}",
                 snapshot.id
             );
-            return with_hint(e, "recover from before them instead, or bring back by hand what they did");
+            return with_hint(e, "recover to a moment before them, or bring back by hand what they undid");
         }
         let beyond = fitness.iter().filter_map(|(_, fit)| match fit {
             Err(Unfit::BeyondTarget(beyond)) => Some(beyond),

@@ -16,6 +16,8 @@ use super::{
     target::{Gap, Stop},
 };
 
+/// So many binlogs are shown from the chain's beginning, and from its end.
+const BINLOGS_SHOWN: usize = 10;
 /// What the estimate assumes: modest next to what a machine of two cores with a local disk was seen to do, for a volume of a cloud is slower.
 const UNPACK_BYTES_PER_S: u64 = 100 << 20;
 const REPLAY_TRANSACTIONS_PER_S: u64 = 5_000;
@@ -248,11 +250,18 @@ impl Summary {
             human_bytes(self.binlog_stored_bytes),
             self.replay_gtids_max
         )?;
-        for b in &self.binlogs {
-            let form = if b.sealed {
-                "sealed".to_owned()
-            } else {
-                format!("{} segments", b.objects)
+        let count = self.binlogs.len();
+        for (i, b) in self.binlogs.iter().enumerate() {
+            if count > 2 * BINLOGS_SHOWN && (BINLOGS_SHOWN..count - BINLOGS_SHOWN).contains(&i) {
+                if i == BINLOGS_SHOWN {
+                    writeln!(f, "              … {} more, which --json shows", count - 2 * BINLOGS_SHOWN)?;
+                }
+                continue;
+            }
+            let form = match (b.sealed, b.objects) {
+                (true, _) => "sealed".to_owned(),
+                (false, 1) => "1 segment".to_owned(),
+                (false, objects) => format!("{objects} segments"),
             };
             writeln!(
                 f,

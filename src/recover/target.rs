@@ -1,5 +1,7 @@
 //! What a DBA asks for, in the words of the command line, and what it means in an archive.
 
+use std::sync::Arc;
+
 use anyhow::bail;
 use serde::Serialize;
 use uuid::Uuid;
@@ -63,7 +65,7 @@ impl std::fmt::Display for Target {
 /// One binlog on the path, and what of it counts.
 #[derive(Debug, Clone)]
 pub struct PathBinlog {
-    pub binlog: StoredBinlog,
+    pub binlog: Arc<StoredBinlog>,
     pub inherited: Inherited,
 }
 
@@ -158,6 +160,7 @@ pub fn path_binlogs(path: &Path, binlogs: Vec<StoredBinlog>) -> Vec<PathBinlog> 
             continue;
         };
         if let Some(inherited) = path.inherited(binlog.opening.timeline) {
+            let binlog = Arc::new(binlog);
             out.push((at, PathBinlog { binlog, inherited }));
         }
     }

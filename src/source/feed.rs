@@ -1,7 +1,7 @@
 //! What a source serves, and how far it is.
 
 use std::sync::{
-    Mutex, PoisonError,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
 };
 
@@ -15,7 +15,7 @@ use crate::{
 /// A binlog, and which of its transactions may be sent.
 #[derive(Debug, Clone)]
 pub struct Leg {
-    pub binlog: StoredBinlog,
+    pub binlog: Arc<StoredBinlog>,
     pub wanted: GtidSet,
 }
 

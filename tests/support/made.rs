@@ -7,9 +7,7 @@ use mysql_pitr::{
         codec::Codec,
         keys::{self, BinlogPlace, SegmentRange},
         listing::Archive,
-        records::{
-            Ending, FORMAT_VERSION, Manifest, Opening, Provider, Reason, Snapshot, SnapshotState, Timeline,
-        },
+        records::{Ending, FORMAT_VERSION, Manifest, Opening, Provider, Reason, Snapshot, SnapshotState, Timeline},
     },
     binlog::{
         event::{HEADER_BYTES, MAGIC, kind},
@@ -156,7 +154,9 @@ impl Made {
             transactions: holds.len() as u64,
             commit_us_min: holds.iter().map(|(_, s)| at(*s)).min(),
             commit_us_max: holds.iter().map(|(_, s)| at(*s)).max(),
-            tables: (0..30).map(|i| (format!("shop.a_table_with_a_usual_name_{i}"), 1000)).collect(),
+            tables: (0..30)
+                .map(|i| (format!("shop.a_table_with_a_usual_name_{i}"), 1000))
+                .collect(),
             xa_prepared: Vec::new(),
             ending: Ending::Rotate,
         };
