@@ -162,13 +162,40 @@ async fn i6_damaged_binlogs_are_named() {
     )
     .await;
     recovery_fails("sealed binlog: corrupted", |n| corrupt(sealed(n, "binlog.000002")), &[LATEST]).await;
-    recovery_fails(
-        "sealed binlog: truncated",
+    let truncated = |n: &Node| {
+        without_segments(n, "binlog.000002");
+        truncate(sealed(n, "binlog.000002"));
+    };
+    recovery_fails("sealed binlog: truncated", truncated, &[LATEST]).await;
+    let missing = |n: &Node| {
+        without_segments(n, "binlog.000002");
+        remove(sealed(n, "binlog.000002"));
+    };
+    recovery_fails("sealed binlog: missing", missing, &[LATEST]).await;
+}
+
+fn without_segments(node: &Node, binlog: &str) {
+    remove(opening(node, binlog));
+    segments(node, binlog).into_iter().for_each(remove);
+}
+
+/// A binlog of which the sealed form is at fault is read from its segments where they are still there, and the plan says so.
+#[tokio::test]
+async fn segments_stand_in_for_what_was_sealed() {
+    let damages: [fn(&Node); 3] = [
+        |n| remove(sealed(n, "binlog.000002")),
         |n| truncate(sealed(n, "binlog.000002")),
-        &[LATEST],
-    )
-    .await;
-    recovery_fails("sealed binlog: missing", |n| remove(sealed(n, "binlog.000002")), &[LATEST]).await;
+        |n| truncate(manifest(n, "binlog.000002")),
+    ];
+    for damage in damages {
+        let node = ARCHIVED.copy();
+        let whole = node.archived_gtids().await.unwrap().to_string();
+        damage(&node);
+        let plan = node.json(&["recover", "--dry-run", LATEST]).await;
+        assert_eq!(plan["target_gtids"], whole);
+        let warning = plan["warnings"][0].as_str().unwrap();
+        assert!(warning.contains("is read from its segments instead"), "{warning}");
+    }
 }
 
 /// i8: less than everything is never recovered silently.
@@ -208,7 +235,11 @@ async fn i8_missing_binlogs_are_named() {
 
 #[tokio::test]
 async fn damaged_records_are_named() {
-    recovery_fails("manifest: corrupted", |n| truncate(manifest(n, "binlog.000002")), &[LATEST]).await;
+    let unreadable = |n: &Node| {
+        without_segments(n, "binlog.000002");
+        truncate(manifest(n, "binlog.000002"));
+    };
+    recovery_fails("manifest: corrupted", unreadable, &[LATEST]).await;
     recovery_fails("opening: corrupted", |n| corrupt(opening(n, "binlog.000003")), &[LATEST]).await;
     recovery_fails("timeline: corrupted", |n| truncate(timeline(n)), &[LATEST]).await;
     recovery_fails("timeline: missing", |n| remove(timeline(n)), &[LATEST]).await;
@@ -229,6 +260,26 @@ async fn damaged_snapshots_are_named() {
     recovery_fails("snapshot data: corrupted", |n| corrupt(snapshot_data(n)), &[LATEST]).await;
     recovery_fails("snapshot data: truncated", |n| truncate(snapshot_data(n)), &[LATEST]).await;
     recovery_fails("snapshot data: missing", |n| remove(snapshot_data(n)), &[LATEST]).await;
+    let of_another_shard = |n: &Node| {
+        let text = fs::read_to_string(snapshot_record(n)).unwrap();
+        fs::write(
+            snapshot_record(n),
+            text.replace("test-shard/snapshots", "other-shard/snapshots"),
+        )
+        .unwrap();
+    };
+    recovery_fails("snapshot record: of another shard", of_another_shard, &[LATEST]).await;
+    // A copy of a record is no second snapshot of that id: its key is the id.
+    let node = ARCHIVED.copy();
+    let copy = snapshot_record(&node).with_file_name("20200101T000000.000000Z-00000000.json");
+    fs::copy(snapshot_record(&node), copy).unwrap();
+    let plan = node.json(&["recover", "--dry-run", LATEST]).await;
+    assert!(
+        plan["warnings"][0]
+            .as_str()
+            .unwrap()
+            .contains("holds what belongs under another key")
+    );
 }
 
 /// Transaction `gno` of the archive's server.

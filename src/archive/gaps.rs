@@ -161,6 +161,7 @@ mod tests {
             reason: Reason::FirstStart,
             adopted: true,
             confirmed_by: None,
+            skipped: GtidSet::new(),
             nonce: Uuid::nil(),
             claimed_at_us: 0,
         }

@@ -67,6 +67,11 @@ impl BinlogPlace {
         format!("{}{MANIFEST_SUFFIX}", self.sealed_key(shard, codec))
     }
 
+    /// The number at the end of the name; 0 where there is none.
+    pub fn number(&self) -> u64 {
+        self.name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+    }
+
     pub fn segments_prefix(&self, shard: &Shard) -> String {
         format!(
             "{}{}/{}_{}/",
@@ -119,7 +124,7 @@ pub enum TailKey {
 }
 
 const OPENING: &str = "open.json";
-const MANIFEST_SUFFIX: &str = ".json";
+pub(super) const MANIFEST_SUFFIX: &str = ".json";
 
 pub fn segments_prefix(shard: &Shard) -> String {
     format!("{shard}/segments/")

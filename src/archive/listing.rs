@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     binlog::gtid::GtidSet,
@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Records fetched at a time.
-const GETS_IN_FLIGHT: usize = 32;
+pub(super) const GETS_IN_FLIGHT: usize = 32;
 
 /// A shard's archive in a store.
 #[derive(Debug, Clone)]
@@ -131,22 +131,30 @@ impl Archive {
     /// A record and its version.
     pub async fn record<T: DeserializeOwned>(&self, key: &str) -> anyhow::Result<(T, Version)> {
         let (bytes, version) = self.store.get(key).await?;
-        let what = || format!("object {}/{key} is not a record of this archive", self.store.url());
-        let value: serde_json::Value = serde_json::from_slice(&bytes)
-            .with_context(what)
-            .hint(self.record_hint(key))?;
-        let format = value.get("format").and_then(serde_json::Value::as_u64);
-        if format.is_some_and(|f| f > u64::from(FORMAT_VERSION)) {
-            bail!(
-                "object {}/{key} was written by a newer mysql-pitr; upgrade this one",
-                self.store.url()
-            );
-        }
-        let record = serde_json::from_value(value).with_context(what).hint(self.record_hint(key))?;
-        Ok((record, version))
+        Ok((self.parse(key, &bytes)??, version))
     }
 
-    fn record_hint(&self, key: &str) -> &'static str {
+    /// A record's bytes. The inner error is one damaged object's; the outer one says that this program is too old for the archive.
+    pub(super) fn parse<T: DeserializeOwned>(&self, key: &str, bytes: &[u8]) -> anyhow::Result<anyhow::Result<T>> {
+        #[derive(Deserialize)]
+        struct Format {
+            format: Option<u64>,
+        }
+        let what = || format!("object {}/{key} is not a record of this archive", self.store.url());
+        let damaged = |e| Ok(Err::<T, _>(e).with_context(what).hint(self.record_hint(key)));
+        match serde_json::from_slice::<Format>(bytes) {
+            Err(e) => damaged(e),
+            Ok(Format { format: Some(f) }) if f > u64::from(FORMAT_VERSION) => {
+                bail!(
+                    "object {}/{key} was written by a newer mysql-pitr; upgrade this one",
+                    self.store.url()
+                )
+            }
+            Ok(_) => serde_json::from_slice(bytes).map_or_else(damaged, |record| Ok(Ok(record))),
+        }
+    }
+
+    pub(super) fn record_hint(&self, key: &str) -> &'static str {
         // Without a timeline the others say something else.
         if key.starts_with(&keys::timelines_prefix(&self.shard)) {
             "restore the object from the other region's bucket"
@@ -192,7 +200,7 @@ impl Archive {
     }
 
     /// The tails' objects by binlog: whether it has an opening, and its segments.
-    async fn tail_objects(&self) -> anyhow::Result<BTreeMap<BinlogPlace, (bool, Vec<Segment>)>> {
+    pub(super) async fn tail_objects(&self) -> anyhow::Result<BTreeMap<BinlogPlace, (bool, Vec<Segment>)>> {
         let mut tails: BTreeMap<BinlogPlace, (bool, Vec<Segment>)> = BTreeMap::new();
         for object in self.store.list(&keys::segments_prefix(&self.shard), None).await? {
             match keys::parse_tail_key(&self.shard, &object.key) {

@@ -9,3 +9,4 @@ pub mod path;
 mod path_model;
 pub mod reader;
 pub mod records;
+pub mod survey;

@@ -1,7 +1,7 @@
 //! Who inherits what: the tree of timelines, and the rule that nothing comes back that a successor did not inherit.
 //!
 //! Pure. The path of a timeline is its chain of parents. What counts of a timeline on the path is what every later one on
-//! the path inherits (its `branch_set`), then the later ones' own transactions.
+//! the path inherits (its `branch_set`), then the later ones' own transactions. The same holds for what a timeline skipped.
 
 use crate::binlog::gtid::{Gtid, GtidSet};
 
@@ -80,17 +80,75 @@ impl Path {
         })
     }
 
-    /// Whether recovery to `target` may start from `snapshot`.
-    pub fn serves(&self, snapshot: &Snapshot, target: &GtidSet) -> bool {
-        self.has(snapshot) && snapshot.gtids_after.as_ref().is_some_and(|held| held.is_subset(target))
+    /// What this path's servers hold as empty transactions: what a timeline skipped counts as long as its history does.
+    pub fn skipped(&self) -> GtidSet {
+        self.skipped_until(self.timelines.len())
     }
 
-    /// Whether all that `snapshot` holds is part of the path's history, so that some target can be recovered from it.
-    pub fn has(&self, snapshot: &Snapshot) -> bool {
-        let held = snapshot.gtids_after.as_ref();
-        snapshot.state == SnapshotState::Complete
-            && held.is_some_and(|held| self.inherited(snapshot.timeline).is_some_and(|i| i.covers(held)))
+    /// What the first `count` timelines skipped.
+    fn skipped_until(&self, count: usize) -> GtidSet {
+        let mut skipped = GtidSet::new();
+        for timeline in &self.timelines[..count] {
+            if let Some(inherited) = self.inherited(timeline.id).filter(|_| !timeline.skipped.is_empty()) {
+                skipped.add(&inherited.of(&timeline.skipped));
+            }
+        }
+        skipped
     }
+
+    /// Whether some target can be recovered from `snapshot`: whatever it may serve, it serves the set that it holds itself.
+    pub fn has(&self, snapshot: &Snapshot) -> bool {
+        let held = snapshot.gtids_after.clone().unwrap_or_default();
+        self.serves(snapshot, &held, &GtidSet::new()).is_ok()
+    }
+
+    /// Whether recovery to `target` without the transactions `skip` may start from `snapshot`, or why not.
+    ///
+    /// A snapshot knows which transactions it holds, not whether it holds them as empty ones. It does where its own timeline or one
+    /// before skipped them; else it must not hold what a later timeline, or `skip`, leaves out.
+    pub fn serves(&self, snapshot: &Snapshot, target: &GtidSet, skip: &GtidSet) -> Result<(), Unfit> {
+        let Some(held) = snapshot
+            .gtids_after
+            .as_ref()
+            .filter(|_| snapshot.state == SnapshotState::Complete)
+        else {
+            return Err(Unfit::NotComplete);
+        };
+        let Some(at) = self.timelines.iter().position(|t| t.id == snapshot.timeline) else {
+            return Err(Unfit::OffPath);
+        };
+        if let Some(Inherited::Only(only)) = self.inherited(snapshot.timeline)
+            && !held.is_subset(&only)
+        {
+            return Err(Unfit::NotInherited(held.subtract(&only)));
+        }
+        let beyond = held.subtract(target);
+        if !beyond.is_empty() {
+            return Err(Unfit::BeyondTarget(beyond));
+        }
+        let must_lack = self.skipped().union(skip).subtract(&self.skipped_until(at + 1));
+        let content = held.intersect(&must_lack);
+        if content.is_empty() {
+            Ok(())
+        } else {
+            Err(Unfit::HoldsSkipped(content))
+        }
+    }
+}
+
+/// Why a snapshot cannot serve.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    #[error("it is not complete")]
+    NotComplete,
+    #[error("its timeline is not on the path")]
+    OffPath,
+    #[error("it holds what the path does not inherit: {0}")]
+    NotInherited(GtidSet),
+    #[error("it holds more than the target: {0}")]
+    BeyondTarget(GtidSet),
+    #[error("it holds what is to be left out: {0}")]
+    HoldsSkipped(GtidSet),
 }
 
 /// The part of a timeline that counts.

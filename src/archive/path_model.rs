@@ -1,9 +1,9 @@
 //! The timeline rules against a plain oracle: random commits, crashes that take a tail back, failovers, returns, resets and
-//! recoveries are played, and every recovery is compared with the surviving server's own history.
+//! recoveries are played, some of which leave transactions out, and every recovery is compared with the surviving server's own history.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use uuid::Uuid;
 
 use crate::binlog::gtid::{Gtid, GtidSet, Tag};
@@ -15,6 +15,8 @@ use super::{
 
 /// What a transaction did: two transactions may bear one GTID and differ here.
 type Content = u64;
+/// What a transaction did in whose place an empty one was committed.
+const EMPTY: Content = 0;
 type History = Vec<(Gtid, Content)>;
 /// A server's data: the content of each transaction, and whether it was committed before the last RESET.
 type State = BTreeSet<(bool, Gtid, Content)>;
@@ -64,6 +66,10 @@ struct World {
 
 impl World {
     fn claim(&mut self, parent: Option<u32>, server_uuid: Uuid, branch_set: GtidSet) {
+        self.claim_skipping(parent, server_uuid, branch_set, GtidSet::new());
+    }
+
+    fn claim_skipping(&mut self, parent: Option<u32>, server_uuid: Uuid, branch_set: GtidSet, skipped: GtidSet) {
         self.tip = self.timelines.len() as u32 + 1;
         self.timelines.push(Timeline {
             format: FORMAT_VERSION,
@@ -76,6 +82,7 @@ impl World {
             confirmed_by: None,
             nonce: Uuid::nil(),
             claimed_at_us: 0,
+            skipped,
         });
         self.shipped_until = 0;
     }
@@ -84,15 +91,16 @@ impl World {
         Path::find(&self.timelines, None).expect("there is a tip")
     }
 
-    /// The path's history, as recovery reads it: per timeline what is inherited, and nothing twice.
+    /// The path's history, as recovery reads it: per timeline what is inherited, nothing twice, and what was skipped empty.
     fn history(&self) -> History {
         let path = self.path();
+        let skipped = path.skipped();
         let (mut history, mut seen) = (History::new(), GtidSet::new());
         for timeline in path.timelines() {
             let inherited = path.inherited(timeline.id).expect("it is on the path");
             for (gtid, content) in self.shipped.get(&timeline.id).into_iter().flatten() {
                 if inherited.covers(&[*gtid].into_iter().collect()) && !seen.contains(gtid) {
-                    history.push((*gtid, *content));
+                    history.push((*gtid, if skipped.contains(gtid) { EMPTY } else { *content }));
                     seen.insert(*gtid);
                 }
             }
@@ -134,15 +142,17 @@ impl World {
         self.snapshots.push((record, server.state()));
     }
 
-    /// What recovery to the first `count` transactions of the path gives.
-    fn recover(&self, count: usize) -> Option<State> {
+    /// What recovery to the first `count` transactions of the path without `skip` gives.
+    fn recover(&self, count: usize, skip: &GtidSet) -> Option<State> {
         let history = self.history();
         let target: GtidSet = history[..count].iter().map(|(g, _)| *g).collect();
         let path = self.path();
-        let serving = self.snapshots.iter().filter(|(s, _)| path.serves(s, &target));
+        let serving = self.snapshots.iter().filter(|(s, _)| path.serves(s, &target, skip).is_ok());
         let (best, data) = serving.max_by_key(|(s, _)| s.gtids_before.count())?;
         let replayed = history[..count].iter().filter(|(g, _)| !best.gtids_before.contains(g));
-        Some(data.iter().copied().chain(replayed.map(|(g, c)| (false, *g, *c))).collect())
+        let content = |g: &Gtid, c: &Content| if skip.contains(g) { EMPTY } else { *c };
+        let replayed = replayed.map(|(g, c)| (false, *g, content(g, c)));
+        Some(data.iter().copied().chain(replayed).collect())
     }
 }
 
@@ -248,17 +258,31 @@ fn play(seed: u64) -> usize {
             92..96 => {
                 let history = world.history();
                 let count = random.random_range(0..=history.len());
-                if world.recover(count).is_none() {
-                    continue;
-                }
-                next_uuid += 1;
+                let skip: GtidSet = match history[..count].choose(&mut random) {
+                    Some((gtid, _)) if random.random() => [*gtid].into_iter().collect(),
+                    _ => GtidSet::new(),
+                };
                 let before = primary.history[..primary.base].to_vec();
+                let recovered: History = history[..count]
+                    .iter()
+                    .map(|(g, c)| (*g, if skip.contains(g) { EMPTY } else { *c }))
+                    .collect();
+                let expected = Server {
+                    uuid: primary.uuid,
+                    base: before.len(),
+                    history: [before.clone(), recovered.clone()].concat(),
+                };
+                let Some(state) = world.recover(count, &skip) else {
+                    continue;
+                };
+                assert_eq!(state, expected.state(), "seed {seed}: recovery without {skip}");
+                next_uuid += 1;
                 primary = Server {
                     uuid: uuid(next_uuid),
-                    base: before.len(),
-                    history: [before, history[..count].to_vec()].concat(),
+                    ..expected
                 };
-                world.claim(Some(world.tip), primary.uuid, primary.gtids());
+                let newly_skipped = skip.subtract(&world.path().skipped());
+                world.claim_skipping(Some(world.tip), primary.uuid, primary.gtids(), newly_skipped);
                 rebuild(&mut replicas, &primary, &|_| true);
             }
             // A deposed primary's agent goes on shipping under an older timeline.
@@ -287,7 +311,7 @@ fn compare(world: &World, primary: &Server, seed: u64) -> bool {
     if world.shipped_until == 0 || history.len() != shipped.len() {
         return false;
     }
-    let Some(recovered) = world.recover(history.len()) else {
+    let Some(recovered) = world.recover(history.len(), &GtidSet::new()) else {
         return false;
     };
     let part = Server {

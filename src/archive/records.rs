@@ -83,6 +83,9 @@ pub struct Timeline {
     /// Made up by whoever claims, to recognise its own claim after a lost answer.
     pub nonce: Uuid,
     pub claimed_at_us: i64,
+    /// Transactions of the inherited history in whose place this server has empty ones (`recover --skip-gtid`).
+    #[serde(default, skip_serializing_if = "GtidSet::is_empty")]
+    pub skipped: GtidSet,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,6 +174,9 @@ pub struct Descent {
     pub parent: u32,
     pub server_uuid: Uuid,
     pub branch_set: GtidSet,
+    /// Becomes the timeline's `skipped`.
+    #[serde(default, skip_serializing_if = "GtidSet::is_empty")]
+    pub skipped: GtidSet,
 }
 
 /// The name of the [`Descent`] file in a data folder.

@@ -1,5 +1,7 @@
 //! What this project reads out of single events. Bodies are never written again: the archive holds mysqld's own bytes.
 
+use std::ops::Range;
+
 use uuid::Uuid;
 
 use super::{
@@ -146,6 +148,8 @@ pub struct GtidEvent {
     pub original_commit_us: i64,
     /// All of the transaction's events, this one included, in bytes.
     pub transaction_bytes: u64,
+    /// Where in the body that length is written.
+    pub length_at: Range<usize>,
 }
 
 impl GtidEvent {
@@ -174,11 +178,14 @@ fn parse_gtid(body: &[u8]) -> Option<GtidEvent> {
     c.bytes(LOGICAL_CLOCK_BYTES)?;
     let immediate = c.u56()?;
     let original = if immediate & HAS_ORIGINAL != 0 { c.u56()? } else { immediate };
+    let at = body.len() - c.bytes.len();
+    let transaction_bytes = c.lenenc()?;
     Some(GtidEvent {
         gtid: Gtid::new(uuid, Tag::NONE, gno),
         immediate_commit_us: (immediate & !HAS_ORIGINAL) as i64,
         original_commit_us: original as i64,
-        transaction_bytes: c.lenenc()?,
+        transaction_bytes,
+        length_at: at..body.len() - c.bytes.len(),
     })
 }
 
@@ -213,16 +220,21 @@ fn parse_gtid_tagged(body: &[u8]) -> Option<GtidEvent> {
             }
             6 => immediate = Some(c.varlen()?),
             7 => original = Some(c.varlen()?),
-            8 => length = Some(c.varlen()?),
+            8 => {
+                let at = body.len() - c.bytes.len();
+                length = Some((c.varlen()?, at..body.len() - c.bytes.len()));
+            }
             // Versions and the commit group ticket; and whatever a later server adds.
             _ => break,
         }
     }
+    let (transaction_bytes, length_at) = length?;
     Some(GtidEvent {
         gtid: Gtid::new(Uuid::from_bytes(uuid), tag, gno),
         immediate_commit_us: immediate? as i64,
         original_commit_us: original.or(immediate)? as i64,
-        transaction_bytes: length?,
+        transaction_bytes,
+        length_at,
     })
 }
 

@@ -1,6 +1,6 @@
 //! GTIDs and sets of them, tags included, with the algebra that recovery rests on.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use uuid::Uuid;
 
@@ -90,8 +90,9 @@ pub(super) struct Interval {
 /// A set of GTIDs. Equality is equality of sets, whatever order or grouping they were written in.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct GtidSet {
-    // Sorted, disjoint and not adjacent; no empty lists. The only form a set has, so `==` may compare it.
-    pub(super) intervals: BTreeMap<Tsid, Vec<Interval>>,
+    // Sorted, disjoint and not adjacent; no empty lists. The only form a set has, so `==` may compare it. No map: sets are of few
+    // sources, a plan holds tens of thousands of them, and a map's first node has room for eleven.
+    pub(super) intervals: Vec<(Tsid, Vec<Interval>)>,
 }
 
 impl GtidSet {
@@ -106,16 +107,27 @@ impl GtidSet {
     /// How many GTIDs are in the set.
     pub fn count(&self) -> u64 {
         self.intervals
-            .values()
-            .flatten()
+            .iter()
+            .flat_map(|(_, list)| list)
             .fold(0, |n: u64, i| n.saturating_add(i.end - i.start))
     }
 
     pub fn contains(&self, gtid: &Gtid) -> bool {
-        self.intervals.get(&gtid.tsid).is_some_and(|list| {
-            let after = list.partition_point(|i| i.start <= gtid.gno);
-            after > 0 && gtid.gno < list[after - 1].end
-        })
+        let list = self.of(&gtid.tsid);
+        let after = list.partition_point(|i| i.start <= gtid.gno);
+        after > 0 && gtid.gno < list[after - 1].end
+    }
+
+    fn of(&self, tsid: &Tsid) -> &[Interval] {
+        match self.intervals.binary_search_by_key(&tsid, |(t, _)| t) {
+            Ok(at) => &self.intervals[at].1,
+            Err(_) => &[],
+        }
+    }
+
+    /// The largest number from `tsid`.
+    pub fn last_of(&self, tsid: Tsid) -> Option<u64> {
+        self.of(&tsid).last().map(|i| i.end - 1)
     }
 
     pub fn insert(&mut self, gtid: Gtid) {
@@ -127,7 +139,18 @@ impl GtidSet {
         if start >= end {
             return;
         }
-        let list = self.intervals.entry(tsid).or_default();
+        let at = match self.intervals.binary_search_by_key(&&tsid, |(t, _)| t) {
+            Ok(at) => at,
+            Err(at) => {
+                // Most sets never get a second source.
+                if self.intervals.is_empty() {
+                    self.intervals.reserve_exact(1);
+                }
+                self.intervals.insert(at, (tsid, Vec::new()));
+                at
+            }
+        };
+        let list = &mut self.intervals[at].1;
         // Transactions mostly arrive in order: the last interval grows.
         if let Some(last) = list.last_mut()
             && start >= last.start
@@ -164,7 +187,7 @@ impl GtidSet {
     pub fn subtract(&self, other: &GtidSet) -> GtidSet {
         let mut out = GtidSet::new();
         for (tsid, list) in &self.intervals {
-            let holes = other.intervals.get(tsid).map_or(&[][..], Vec::as_slice);
+            let holes = other.of(tsid);
             for i in list {
                 let mut start = i.start;
                 for hole in &holes[holes.partition_point(|h| h.end <= i.start)..] {

@@ -17,7 +17,7 @@ const COUNT_MASK: u64 = 0x0000_ffff_ffff_ffff;
 impl GtidSet {
     /// The bytes as MySQL writes them: without tags unless the set has some, for older servers know none.
     pub fn encode(&self) -> Vec<u8> {
-        let tagged = self.intervals.keys().any(|t| !t.tag.is_none());
+        let tagged = self.intervals.iter().any(|(t, _)| !t.tag.is_none());
         let count = self.intervals.len() as u64;
         let mut out = Vec::with_capacity(8 + self.intervals.len() * 40);
         let head = if tagged {

@@ -9,9 +9,13 @@ use crate::{
         listing::{Form, StoredBinlog, covered_end},
         path::Path,
         records::{Snapshot, SnapshotState, Timeline},
+        survey::Survey,
     },
     config::Config,
-    recover::window::recoverable,
+    recover::{
+        diverged::{Diverged, diverged_read},
+        window::recoverable,
+    },
     support::{clock, progress::human_bytes},
 };
 
@@ -26,6 +30,12 @@ pub struct Args {
     /// Print as JSON.
     #[arg(long)]
     json: bool,
+    /// Show what lies off the path instead: transactions that no successor inherited.
+    #[arg(long)]
+    diverged: bool,
+    /// The path of this timeline instead of the current one's.
+    #[arg(long, value_name = "N")]
+    timeline: Option<u32>,
 }
 
 #[derive(Debug, Serialize)]
@@ -37,6 +47,8 @@ struct Listing {
     timelines: Vec<Timeline>,
     snapshots: Vec<Snapshot>,
     binlogs: Vec<Binlog>,
+    /// Objects that are missing or cannot be read.
+    faults: Vec<String>,
 }
 
 /// Between which moments recovery is possible without crossing a gap, up to the end of the history.
@@ -66,12 +78,21 @@ struct Binlog {
 
 pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let archive = agent::archive(config).await?;
-    let timelines = archive.timelines().await?;
-    let snapshots = archive.snapshots().await?;
-    let path = Path::find(&timelines, None).ok();
-    let mut binlogs = archive.binlogs().await?;
-    binlogs.sort_by_key(|b| (b.opening.timeline, b.order()));
-    let recoverable = recoverable(&archive, &timelines, &snapshots, &binlogs).await;
+    let mut survey = archive.survey().await?;
+    survey.binlogs.sort_by_cached_key(|b| (b.opening.timeline, b.order()));
+    let path = Path::find(&survey.timelines, args.timeline).ok();
+    if args.diverged {
+        let path = Path::find(&survey.timelines, args.timeline)?;
+        let found = diverged_read(&archive, &path, &survey.timelines, &survey.binlogs).await?;
+        return show_diverged(args, &found);
+    }
+    let recoverable = recoverable(&archive, args.timeline, &survey).await;
+    let Survey {
+        timelines,
+        snapshots,
+        binlogs,
+        faults,
+    } = survey;
     let window = Window {
         from: recoverable.window.from_us.map(clock::format_utc),
         until: recoverable.until_us.map(clock::format_utc),
@@ -86,11 +107,35 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         timelines,
         snapshots,
         binlogs,
+        faults: faults.iter().map(ToString::to_string).collect(),
     };
     if args.json {
         return output::json(&listing);
     }
     print(&listing);
+    Ok(())
+}
+
+fn show_diverged(args: &Args, found: &[Diverged]) -> anyhow::Result<()> {
+    if args.json {
+        return output::json(&found);
+    }
+    if found.is_empty() {
+        say!("everything that was archived is on the path");
+    }
+    for d in found {
+        let part = if d.on_path {
+            "not inherited by its successors"
+        } else {
+            "off the path"
+        };
+        say!("timeline {}, server {}, {part}: {}", d.timeline, d.server_uuid, d.gtids);
+        for b in &d.binlogs {
+            let form = if b.sealed { "sealed  " } else { "segments" };
+            let gtids = b.gtids.as_ref().map_or_else(|| "not read".to_owned(), ToString::to_string);
+            say!("  {}  {form}  {} stored, {gtids}", b.name, human_bytes(b.stored_bytes));
+        }
+    }
     Ok(())
 }
 
@@ -123,6 +168,9 @@ fn print(l: &Listing) {
     if let Some(problem) = &l.window.problem {
         say!("  {problem}");
     }
+    for fault in &l.faults {
+        say!("  {fault}");
+    }
     if !l.gaps.is_empty() {
         say!("\ngaps");
         l.gaps.iter().for_each(|g| say!("  {}", status::describe(g)));
@@ -130,9 +178,13 @@ fn print(l: &Listing) {
     say!("\ntimelines");
     for t in &l.timelines {
         let parent = t.parent.map_or("root".to_owned(), |p| format!("child of {p}"));
+        let skipped = match t.skipped.is_empty() {
+            true => String::new(),
+            false => format!(", without {}", t.skipped),
+        };
         let adopted = if t.adopted { "" } else { ", NOT ADOPTED: off the path" };
         say!(
-            "  {:>3}  {parent}, server {}, {}, since {}{adopted}",
+            "  {:>3}  {parent}, server {}, {}, since {}{skipped}{adopted}",
             t.id,
             t.server_uuid,
             t.reason,

@@ -1,12 +1,20 @@
 //! Results on standard output: for people, or as JSON where a machine reads them.
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 
 use serde::Serialize;
 
-/// Prints `result` as one JSON document.
+/// Prints `result` as one JSON document; ends the process quietly where nobody reads any more.
 pub fn json<T: Serialize>(result: &T) -> anyhow::Result<()> {
-    line(format_args!("{}", serde_json::to_string_pretty(result)?));
+    // Not made as one text first: a plan may have thousands of binlogs.
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    match serde_json::to_writer_pretty(&mut out, result) {
+        Err(e) if e.is_io() => std::process::exit(0),
+        written => written?,
+    }
+    if writeln!(out).and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
     Ok(())
 }
 

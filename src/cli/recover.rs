@@ -3,12 +3,18 @@
 use std::{path::PathBuf, time::Instant};
 
 use clap::ArgGroup;
+use uuid::Uuid;
 
 use crate::{
     agent,
-    binlog::gtid::Gtid,
+    binlog::gtid::{Gtid, GtidSet},
     config::Config,
-    recover::{Recovered, Settings, plan::plan, recover, target::from_flags},
+    recover::{
+        Recovered, Settings,
+        plan::{Request, plan},
+        recover,
+        target::{Flags, parse_position},
+    },
     support::{clock::parse_rfc3339, progress::Progress},
 };
 
@@ -30,6 +36,21 @@ pub struct Args {
     /// Recover everything that was archived.
     #[arg(long, group = "target")]
     latest: bool,
+    /// Recover exactly this set of transactions.
+    #[arg(long, value_name = "SET", group = "target")]
+    target_gtid_set: Option<GtidSet>,
+    /// Stop after the last transaction that ends at or before this position. FILE is a binlog, or the key of its object.
+    #[arg(long, value_name = "FILE:POS", value_parser = parse_position, group = "target")]
+    target_position: Option<(String, u64)>,
+    /// Whose binlog --target-position means, where several servers have one of that name.
+    #[arg(long, value_name = "UUID", requires = "target_position")]
+    server: Option<Uuid>,
+    /// Leave this transaction out and commit an empty one in its place; may be given several times.
+    #[arg(long, value_name = "GTID")]
+    skip_gtid: Vec<Gtid>,
+    /// Where the target cannot be reached, recover the last state before it that can.
+    #[arg(long)]
+    latest_possible: bool,
     /// The new server's data folder: empty, or not there yet.
     #[arg(long, value_name = "DIR", required_unless_present = "dry_run")]
     target_dir: Option<PathBuf>,
@@ -48,15 +69,37 @@ const EXAMPLES: &str = "\
 Examples:
   mysql-pitr recover --target-time 2026-11-21T10:14:03.120Z --target-dir /var/lib/mysql
   mysql-pitr recover --target-gtid 3e11fa47-71ca-11e1-9e33-c80aa9429562:23 --exclusive --target-dir /srv/restored
+  mysql-pitr recover --latest --skip-gtid 3e11fa47-71ca-11e1-9e33-c80aa9429562:23 --target-dir /srv/restored
+  mysql-pitr recover --target-position binlog.000042:1337 --dry-run
   mysql-pitr recover --latest --dry-run";
+
+impl Args {
+    fn request(&self) -> anyhow::Result<Request> {
+        let flags = Flags {
+            latest: self.latest,
+            time: self.target_time,
+            gtid: self.target_gtid,
+            exclusive: self.exclusive,
+            set: self.target_gtid_set.clone(),
+            position: self.target_position.clone(),
+            server: self.server,
+        };
+        Ok(Request {
+            target: flags.target()?,
+            timeline: self.timeline,
+            skip: self.skip_gtid.iter().copied().collect(),
+            latest_possible: self.latest_possible,
+        })
+    }
+}
 
 pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let began = Instant::now();
-    let target = from_flags(args.latest, args.target_time, args.target_gtid, args.exclusive)?;
+    let request = args.request()?;
     let archive = agent::archive(config).await?;
     let progress = Progress::new(args.json);
     progress.phase("planning");
-    let plan = plan(&archive, args.timeline, &target).await?;
+    let plan = plan(&archive, &request).await?;
     let summary = plan.summary();
     let Some(target_dir) = args.target_dir.clone().filter(|_| !args.dry_run) else {
         drop(progress);
@@ -91,7 +134,13 @@ fn print(r: &Recovered) {
     if let Some(time) = &r.recovered_to {
         say!("  to            {time} (commit of the last transaction)");
     }
+    if let Some(why) = &r.shortfall {
+        say!("  LESS          than the target: {why}");
+    }
     say!("  transactions  {} replayed", r.transactions_replayed);
+    if !r.skipped.is_empty() {
+        say!("  left out      {}, empty now", r.skipped);
+    }
     say!("  gtid_executed {}", r.gtid_executed);
     say!("  server_uuid   {} (new)", r.server_uuid);
     let phases: Vec<String> = r

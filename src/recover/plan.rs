@@ -1,99 +1,171 @@
-//! The plan: which snapshot, which binlogs, where to stop; what `--dry-run` prints.
+//! The plan: which snapshot, which binlogs, where to stop. Everything that can be known is known before anything is made.
 
 use anyhow::anyhow;
-use serde::Serialize;
 
 use crate::{
     archive::{
-        listing::Archive,
-        path::{Path, PathError},
-        records::{Snapshot, SnapshotState, Timeline},
+        listing::{Archive, Form, covered_end},
+        path::{self, Path, PathError, Unfit},
+        records::{Snapshot, SnapshotState},
+        survey::{Subject, Survey},
     },
     binlog::gtid::GtidSet,
     source::Leg,
-    support::{clock, hint::with_hint, progress::human_bytes},
+    support::{
+        clock,
+        hint::{message, with_hint},
+    },
 };
 
-use super::target::{PathBinlog, Resolved, Stop, Target, path_binlogs, resolve};
+use super::{
+    diverged::{Diverged, diverged},
+    resolve::resolve,
+    target::{Gap, History, PathBinlog, Resolved, Stop, Target, path_binlogs},
+};
 
-/// Everything that recovery will do, known before it does anything.
+/// Why a snapshot that would serve is not taken.
+pub(super) const HOLDS_LESS: &str = "it holds less of the target";
+
+/// What is asked for.
 #[derive(Debug, Clone)]
-pub struct Plan {
-    pub path: Path,
-    pub snapshot: Snapshot,
-    /// What the recovered server shall have executed, no GTID more or fewer.
-    pub target_gtids: GtidSet,
-    pub legs: Vec<Leg>,
-    pub last: Option<Stop>,
-    pub first_left_out: Option<Stop>,
+pub struct Request {
+    pub target: Target,
+    /// The history of this timeline rather than the current one's.
+    pub timeline: Option<u32>,
+    /// Transactions in whose places empty ones are to be committed.
+    pub skip: GtidSet,
+    /// Whether the last recoverable state before the target will do.
+    pub latest_possible: bool,
 }
 
-/// The plan for people and machines.
-#[derive(Debug, Clone, Serialize)]
-pub struct Summary {
-    pub timeline: u32,
-    pub snapshot: String,
-    pub snapshot_taken_at: String,
-    pub snapshot_stored_bytes: u64,
-    pub snapshot_data_bytes: u64,
-    pub target_gtids: GtidSet,
-    pub replay_gtids_max: u64,
-    pub binlogs: Vec<SummaryBinlog>,
-    pub binlog_stored_bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_transaction: Option<SummaryStop>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub first_transaction_left_out: Option<SummaryStop>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct SummaryBinlog {
-    pub name: String,
-    pub server_uuid: uuid::Uuid,
-    pub timeline: u32,
-    pub sealed: bool,
-    pub stored_bytes: u64,
-}
-
-#[derive(Debug, Clone, Serialize)]
-pub struct SummaryStop {
-    #[serde(flatten)]
-    pub stop: Stop,
-    pub committed_at: String,
-    pub committed_at_local: String,
-}
-
-impl From<&Stop> for SummaryStop {
-    fn from(stop: &Stop) -> SummaryStop {
-        SummaryStop {
-            stop: stop.clone(),
-            committed_at: clock::format_utc(stop.commit_us),
-            committed_at_local: clock::format_local(stop.commit_us),
+impl Request {
+    pub fn new(target: Target) -> Request {
+        Request {
+            target,
+            timeline: None,
+            skip: GtidSet::new(),
+            latest_possible: false,
         }
     }
 }
 
-/// Makes the plan for `target` on timeline `timeline`'s path, or the current one's. Changes nothing anywhere.
-pub async fn plan(archive: &Archive, timeline: Option<u32>, target: &Target) -> anyhow::Result<Plan> {
-    let timelines = archive.timelines().await?;
-    let snapshots = archive.snapshots().await?;
-    let path = find_path(archive, &timelines, &snapshots, timeline)?;
-    let binlogs = path_binlogs(&path, archive.binlogs().await?);
-    let resolved = resolve(archive, &path, &binlogs, target).await?;
-    assemble(path, &snapshots, &binlogs, resolved, target)
+/// Everything that recovery will do, known before it does anything.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub target: Target,
+    pub path: Path,
+    pub snapshot: Snapshot,
+    pub passed_over: Vec<PassedOver>,
+    /// What the recovered server shall have executed, no GTID more or fewer.
+    pub target_gtids: GtidSet,
+    /// Which of them are to be empty, and which of these no timeline of the path skipped before.
+    pub skipped: GtidSet,
+    pub newly_skipped: GtidSet,
+    pub legs: Vec<Leg>,
+    pub last: Option<Stop>,
+    pub first_left_out: Option<Stop>,
+    /// Why this is less than what was asked for.
+    pub shortfall: Option<String>,
+    pub gaps: Vec<Gap>,
+    pub diverged: Vec<Diverged>,
+    pub warnings: Vec<String>,
 }
 
-pub(super) fn find_path(
-    archive: &Archive,
-    timelines: &[Timeline],
-    snapshots: &[Snapshot],
-    timeline: Option<u32>,
-) -> anyhow::Result<Path> {
-    Path::find(timelines, timeline).map_err(|e| {
+/// A snapshot that is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct PassedOver {
+    pub id: String,
+    pub timeline: u32,
+    pub reason: String,
+}
+
+/// What keeps a plan from being made, and from which of the path's binlogs on, where that is known.
+struct Obstacle {
+    error: anyhow::Error,
+    at: Option<usize>,
+}
+
+impl From<anyhow::Error> for Obstacle {
+    fn from(error: anyhow::Error) -> Obstacle {
+        Obstacle { error, at: None }
+    }
+}
+
+/// Makes the plan. Changes nothing anywhere.
+pub async fn plan(archive: &Archive, request: &Request) -> anyhow::Result<Plan> {
+    let mut survey = archive.survey().await?;
+    let path = find_path(archive, &survey, request.timeline)?;
+    let all = std::mem::take(&mut survey.binlogs);
+    let diverged = diverged(&path, &survey.timelines, &all);
+    let binlogs = path_binlogs(&path, all);
+    let maker = Maker {
+        request,
+        survey: &survey,
+        path: &path,
+        binlogs: &binlogs,
+    };
+    let (mut cut, mut first): (Option<(usize, String)>, Option<anyhow::Error>) = (None, None);
+    loop {
+        let history = History {
+            cut: cut.as_ref().map(|(until, why)| (*until, why.as_str())),
+            latest_possible: request.latest_possible,
+            ..History::new(&path, &binlogs, &survey.faults)
+        };
+        // Once it goes back from an obstacle, that is what there is to say.
+        let resolved = match resolve(archive, history, &request.target).await {
+            Ok(resolved) => resolved,
+            Err(e) => return Err(first.unwrap_or(e)),
+        };
+        match maker.make(resolved) {
+            Ok(plan) => return Ok(Plan { diverged, ..plan }),
+            Err(Obstacle { error, at: Some(at) }) if request.latest_possible && at > 0 => {
+                cut = Some((at, message(&error)));
+                first.get_or_insert(error);
+            }
+            Err(obstacle) => return Err(first.unwrap_or(obstacle.error)),
+        }
+    }
+}
+
+/// The plan for what the request's target was resolved to.
+pub(super) fn assemble(
+    request: &Request,
+    survey: &Survey,
+    path: &Path,
+    binlogs: &[PathBinlog],
+    resolved: Resolved,
+) -> anyhow::Result<Plan> {
+    let maker = Maker {
+        request,
+        survey,
+        path,
+        binlogs,
+    };
+    maker.make(resolved).map_err(|obstacle| obstacle.error)
+}
+
+pub(super) fn find_path(archive: &Archive, survey: &Survey, wanted: Option<u32>) -> anyhow::Result<Path> {
+    let faulty = |is_it: &dyn Fn(u32) -> bool| {
+        let mut faults = survey.faults.iter();
+        faults.find(|f| matches!(f.subject, Subject::Timeline(id) if is_it(id)))
+    };
+    let tip = path::tip(&survey.timelines).map_or(0, |t| t.id);
+    // Which history is the current one is not known where a later timeline cannot be read.
+    if wanted.is_none()
+        && let Some(fault) = faulty(&|id| id > tip)
+    {
+        return Err(fault.error());
+    }
+    Path::find(&survey.timelines, wanted).map_err(|e| {
+        if let PathError::Unknown(id) = e
+            && let Some(fault) = faulty(&|faulty| faulty == id)
+        {
+            return fault.error();
+        }
         let where_ = format!("{}/{}", archive.store.url(), archive.shard);
         let hint = match e {
-            PathError::Unknown(id) if timeline == Some(id) => "`mysql-pitr list` shows the timelines".to_owned(),
-            PathError::Empty if snapshots.is_empty() => "check shard and [store] url in the configuration".to_owned(),
+            PathError::Unknown(id) if wanted == Some(id) => "`mysql-pitr list` shows the timelines".to_owned(),
+            PathError::Empty if survey.snapshots.is_empty() => "check shard and [store] url in the configuration".to_owned(),
             _ => format!("restore what is missing under {where_}/timelines/ from the other region's bucket"),
         };
         with_hint(
@@ -103,175 +175,277 @@ pub(super) fn find_path(
     })
 }
 
-/// The plan for what `target` was resolved to.
-pub(super) fn assemble(
-    path: Path,
-    snapshots: &[Snapshot],
-    binlogs: &[PathBinlog],
-    resolved: Resolved,
-    target: &Target,
-) -> anyhow::Result<Plan> {
-    let snapshot = choose(&path, snapshots, &resolved)?;
-    ensure_not_later(target, &resolved, &snapshot)?;
-    let missing_from_snapshot = resolved.gtids.subtract(&snapshot.gtids_before);
-    let mut legs = Vec::new();
-    let mut covered = GtidSet::new();
-    for (i, b) in binlogs.iter().enumerate().take(resolved.binlogs_until) {
-        let read = resolved.read.iter().find(|(at, _)| *at == i).map(|(_, set)| set);
-        let Some(holds) = read.or(b.binlog.gtids()) else { continue };
-        let wanted = b.inherited.of(holds).intersect(&missing_from_snapshot);
-        if !wanted.is_empty() {
-            covered.add(&wanted);
+struct Maker<'a> {
+    request: &'a Request,
+    survey: &'a Survey,
+    path: &'a Path,
+    binlogs: &'a [PathBinlog],
+}
+
+impl Maker<'_> {
+    fn make(&self, resolved: Resolved) -> Result<Plan, Obstacle> {
+        let skip = &self.request.skip;
+        let alien = skip.subtract(&resolved.gtids);
+        if !alien.is_empty() {
+            let e = anyhow!("transactions cannot be left out that the target does not hold: {alien}");
+            return Err(with_hint(e, "choose a target behind them, or check the GTIDs of --skip-gtid").into());
+        }
+        let (snapshot, passed_over) = self.choose(&resolved)?;
+        self.ensure_not_later(&resolved, &snapshot)?;
+        let legs = self.legs(&resolved, &snapshot)?;
+        let skipped = self.path.skipped().union(skip).intersect(&resolved.gtids);
+        let newly_skipped = skip.subtract(&self.path.skipped());
+        Ok(Plan {
+            target: self.request.target.clone(),
+            path: self.path.clone(),
+            warnings: self.warnings(&resolved, &newly_skipped, &snapshot, &legs),
+            snapshot,
+            passed_over,
+            target_gtids: resolved.gtids,
+            skipped,
+            newly_skipped,
+            legs,
+            last: resolved.last,
+            first_left_out: resolved.first_left_out,
+            shortfall: resolved.shortfall,
+            gaps: resolved.gaps,
+            diverged: Vec::new(),
+        })
+    }
+
+    /// What is replayed, binlog by binlog.
+    fn legs(&self, resolved: &Resolved, snapshot: &Snapshot) -> Result<Vec<Leg>, Obstacle> {
+        let missing_from_snapshot = resolved.gtids.subtract(&snapshot.gtids_before);
+        let (mut legs, mut left) = (Vec::new(), missing_from_snapshot.clone());
+        for (i, b) in self.binlogs.iter().enumerate().take(resolved.binlogs_until) {
+            let read = resolved.read.iter().find(|(at, _)| *at == i).map(|(_, set)| set);
+            let Some(holds) = read.or(b.binlog.gtids()) else { continue };
+            let wanted = b.inherited.of(holds).intersect(&missing_from_snapshot);
+            if wanted.is_empty() {
+                continue;
+            }
+            let is_sealed = matches!(b.binlog.form, Form::Sealed(_));
+            if let Some(fault) = self.survey.fault_of_binlog(b.binlog.place()).filter(|_| is_sealed) {
+                let error = fault.error();
+                return Err(Obstacle { error, at: Some(i) });
+            }
+            left = left.subtract(&wanted);
             legs.push(Leg {
                 binlog: b.binlog.clone(),
                 wanted,
             });
         }
-    }
-    let gap = missing_from_snapshot.subtract(&covered);
-    if !gap.is_empty() {
-        let e = anyhow!(
-            "the archive has a gap: it lacks {} transactions between snapshot {} and the target: {gap}",
-            gap.count(),
-            snapshot.id
-        );
-        return Err(with_hint(
-            e,
-            "recover to a moment before the gap, or to one after the next snapshot",
-        ));
-    }
-    Ok(Plan {
-        path,
-        snapshot,
-        target_gtids: resolved.gtids,
-        legs,
-        last: resolved.last,
-        first_left_out: resolved.first_left_out,
-    })
-}
-
-/// The snapshot that holds most of the target, of those that hold nothing else.
-fn choose(path: &Path, snapshots: &[Snapshot], resolved: &Resolved) -> anyhow::Result<Snapshot> {
-    let serving = snapshots.iter().filter(|s| path.serves(s, &resolved.gtids));
-    if let Some(best) = serving.max_by_key(|s| (s.gtids_before.count(), s.started_at_us)) {
-        return Ok(best.clone());
-    }
-    let complete = snapshots.iter().filter(|s| s.state == SnapshotState::Complete);
-    let on_path = complete.clone().filter(|s| path.inherited(s.timeline).is_some());
-    let Some(first) = on_path.min_by_key(|s| s.started_at_us) else {
-        let e = anyhow!(
-            "there is no complete snapshot on the path of timeline {} to start from",
-            path.last().id
-        );
-        let hint = match complete.max_by_key(|s| s.started_at_us) {
-            Some(other) => format!(
-                "take one with `mysql-pitr snapshot`, or choose another history: --timeline {} has one",
-                other.timeline
-            ),
-            None => "take one with `mysql-pitr snapshot`".to_owned(),
-        };
-        return Err(with_hint(e, hint));
-    };
-    let taken = clock::format_utc(first.finished_at_us.unwrap_or(first.started_at_us));
-    let e = anyhow!("the target lies before every snapshot on its path; the first of them was complete at {taken}");
-    Err(with_hint(
-        e,
-        "choose a later target, or with --timeline the history of before; `mysql-pitr list` shows what there is",
-    ))
-}
-
-/// A snapshot's transactions have no commit time. Where the path has no transaction before the wanted moment, only the moment
-/// at which the snapshot was complete says that it is not a later state.
-fn ensure_not_later(target: &Target, resolved: &Resolved, snapshot: &Snapshot) -> anyhow::Result<()> {
-    let Target::Time(wanted_us) = target else { return Ok(()) };
-    let complete_us = snapshot.finished_at_us.unwrap_or(i64::MAX);
-    if resolved.last.is_some() || complete_us <= *wanted_us {
-        return Ok(());
-    }
-    let (wanted, complete) = (clock::format_utc(*wanted_us), clock::format_utc(complete_us));
-    let e = anyhow!(
-        "this history knows nothing of {wanted}: its first snapshot was complete at {complete}, and no transaction is older"
-    );
-    Err(with_hint(
-        e,
-        "choose a later target, or with --timeline the history of before; `mysql-pitr list` shows what there is",
-    ))
-}
-
-impl Plan {
-    pub fn summary(&self) -> Summary {
-        let binlogs: Vec<SummaryBinlog> = self
-            .legs
+        if left.is_empty() {
+            return Ok(legs);
+        }
+        let at = resolved
+            .gaps
             .iter()
-            .map(|leg| SummaryBinlog {
-                name: leg.binlog.place().name.clone(),
-                server_uuid: leg.binlog.place().server_uuid,
-                timeline: leg.binlog.opening.timeline,
-                sealed: leg.binlog.gtids().is_some(),
-                stored_bytes: leg.binlog.stored_bytes(),
-            })
-            .collect();
-        Summary {
-            timeline: self.path.last().id,
-            snapshot: self.snapshot.id.clone(),
-            snapshot_taken_at: clock::format_utc(self.snapshot.finished_at_us.unwrap_or(self.snapshot.started_at_us)),
-            snapshot_stored_bytes: self.snapshot.stored_bytes,
-            snapshot_data_bytes: self.snapshot.data_bytes,
-            target_gtids: self.target_gtids.clone(),
-            replay_gtids_max: self.target_gtids.subtract(&self.snapshot.gtids_before).count(),
-            binlog_stored_bytes: binlogs.iter().map(|b| b.stored_bytes).sum(),
-            binlogs,
-            last_transaction: self.last.as_ref().map(SummaryStop::from),
-            first_transaction_left_out: self.first_left_out.as_ref().map(SummaryStop::from),
-        }
+            .find(|g| !g.gtids.intersect(&left).is_empty())
+            .map(|g| g.at);
+        let e = anyhow!(
+            "the archive has a gap: it lacks {} transactions between snapshot {} and the target: {left}{}",
+            left.count(),
+            snapshot.id,
+            self.cause_of_gap(at)
+        );
+        let hint = "recover to a moment before the gap (--latest-possible finds the last one), or to one after the next snapshot";
+        Err(Obstacle {
+            error: with_hint(e, hint),
+            at,
+        })
     }
-}
 
-impl std::fmt::Display for Summary {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "timeline      {}", self.timeline)?;
-        writeln!(
-            f,
-            "snapshot      {} ({}, complete at {})",
-            self.snapshot,
-            human_bytes(self.snapshot_stored_bytes),
-            self.snapshot_taken_at
-        )?;
-        writeln!(
-            f,
-            "binlogs       {} ({}), at most {} transactions",
-            self.binlogs.len(),
-            human_bytes(self.binlog_stored_bytes),
-            self.replay_gtids_max
-        )?;
-        for b in &self.binlogs {
-            let form = if b.sealed { "sealed" } else { "segments" };
-            writeln!(
-                f,
-                "              {} of {} on timeline {}, {form}, {}",
-                b.name,
-                b.server_uuid,
-                b.timeline,
-                human_bytes(b.stored_bytes)
-            )?;
-        }
-        for (what, stop) in [
-            ("ends after", &self.last_transaction),
-            ("ends before", &self.first_transaction_left_out),
-        ] {
-            if let Some(SummaryStop {
-                stop,
-                committed_at,
-                committed_at_local,
-            }) = stop
-            {
-                writeln!(
-                    f,
-                    "{what:<13} {}\n{:<13} committed at {committed_at} ({committed_at_local}), {} at {}",
-                    stop.gtid, "", stop.binlog, stop.position
-                )?;
+    /// The objects that may hold what is missing before the path's binlog `at`.
+    fn cause_of_gap(&self, at: Option<usize>) -> String {
+        let mut causes: Vec<String> = Vec::new();
+        if let Some(before) = at.and_then(|at| self.binlogs[..at].last())
+            && let Form::Tail(segments) = &before.binlog.form
+        {
+            let end = covered_end(segments);
+            if let Some(beyond) = segments.iter().find(|s| s.range.start > end) {
+                causes.push(format!(
+                    "{} lacks its bytes from {end} on before object {}",
+                    before.binlog.place(),
+                    beyond.key
+                ));
             }
         }
-        write!(f, "gtid_executed {}", self.target_gtids)
+        let faults = self
+            .survey
+            .faults
+            .iter()
+            .filter(|f| matches!(f.subject, Subject::Binlog { .. }));
+        causes.extend(faults.map(|f| f.what.clone()));
+        if causes.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", causes.join("; "))
+        }
+    }
+
+    /// The snapshot that holds most of the target, of those that hold nothing else; and why not the others.
+    fn choose(&self, resolved: &Resolved) -> anyhow::Result<(Snapshot, Vec<PassedOver>)> {
+        let fitness: Vec<(&Snapshot, Result<(), Unfit>)> = self
+            .survey
+            .snapshots
+            .iter()
+            .map(|s| (s, self.path.serves(s, &resolved.gtids, &self.request.skip)))
+            .collect();
+        let whole = |s: &Snapshot| self.survey.fault_of_snapshot(&s.id).is_none();
+        let serving = fitness.iter().filter(|(_, fit)| fit.is_ok()).map(|(s, _)| *s);
+        let best = serving
+            .clone()
+            .filter(|s| whole(s))
+            .max_by_key(|s| (s.gtids_before.count(), s.started_at_us));
+        let Some(best) = best else {
+            let damaged = serving.max_by_key(|s| s.gtids_before.count());
+            return Err(match damaged.and_then(|s| self.survey.fault_of_snapshot(&s.id)) {
+                Some(fault) => fault.error(),
+                None => self.nothing_serves(&fitness),
+            });
+        };
+        let mut passed_over = Vec::new();
+        for (snapshot, fit) in fitness {
+            let reason = match fit {
+                Err(unfit) => unfit.to_string(),
+                Ok(()) => match self.survey.fault_of_snapshot(&snapshot.id) {
+                    Some(fault) => fault.what.clone(),
+                    None => HOLDS_LESS.to_owned(),
+                },
+            };
+            if snapshot.id != best.id {
+                passed_over.push(PassedOver {
+                    id: snapshot.id.clone(),
+                    timeline: snapshot.timeline,
+                    reason,
+                });
+            }
+        }
+        Ok((best.clone(), passed_over))
+    }
+
+    fn nothing_serves(&self, fitness: &[(&Snapshot, Result<(), Unfit>)]) -> anyhow::Error {
+        // A record that cannot be read may be the one that serves.
+        let mut faults = self.survey.faults.iter();
+        if let Some(fault) = faults.find(|f| matches!(f.subject, Subject::Snapshot(_))) {
+            return fault.error();
+        }
+        let complete = || fitness.iter().filter(|(s, _)| s.state == SnapshotState::Complete);
+        let on_path = || complete().filter(|(s, _)| self.path.inherited(s.timeline).is_some());
+        let Some((first, _)) = on_path().min_by_key(|(s, _)| s.started_at_us) else {
+            let e = anyhow!(
+                "there is no complete snapshot on the path of timeline {} to start from",
+                self.path.last().id
+            );
+            let hint = match complete().max_by_key(|(s, _)| s.started_at_us) {
+                Some((other, _)) => format!(
+                    "take one with `mysql-pitr snapshot`, or choose another history: --timeline {} has one",
+                    other.timeline
+                ),
+                None => "take one with `mysql-pitr snapshot`".to_owned(),
+            };
+            return with_hint(e, hint);
+        };
+        let held = fitness.iter().find_map(|(s, fit)| match fit {
+            Err(Unfit::HoldsSkipped(held)) => Some((s, held)),
+            _ => None,
+        });
+        if let Some((snapshot, held)) = held {
+            let e = anyhow!(
+                "transactions cannot be left out that every snapshot within the target holds already; {} holds {held}",
+                snapshot.id
+            );
+            return with_hint(e, "recover to a moment before them, or bring back by hand what they undid");
+        }
+        let beyond = fitness.iter().filter_map(|(_, fit)| match fit {
+            Err(Unfit::BeyondTarget(beyond)) => Some(beyond),
+            _ => None,
+        });
+        if let (Target::Set(_), Some(beyond)) = (&self.request.target, beyond.min_by_key(|b| b.count())) {
+            let e = anyhow!("the target set lacks transactions that every snapshot on its path holds; of the nearest: {beyond}");
+            return with_hint(e, "add them to the set, or choose the history of before with --timeline");
+        }
+        let taken = clock::format_utc(first.finished_at_us.unwrap_or(first.started_at_us));
+        with_hint(
+            anyhow!("the target lies before every snapshot on its path; the first of them was complete at {taken}"),
+            "choose a later target, or with --timeline the history of before; `mysql-pitr list` shows what there is",
+        )
+    }
+
+    /// A snapshot's transactions have no commit time, and neither have those in a gap. Where nothing that was committed by the wanted
+    /// moment follows them, only a snapshot that holds them and was complete by then says that they are not a later state.
+    fn ensure_not_later(&self, resolved: &Resolved, snapshot: &Snapshot) -> Result<(), Obstacle> {
+        let Target::Time(wanted_us) = self.request.target else {
+            return Ok(());
+        };
+        if resolved.last.is_some() && resolved.undated.is_empty() {
+            return Ok(());
+        }
+        let was_by_then = |s: &&Snapshot| {
+            s.finished_at_us.is_some_and(|us| us <= wanted_us)
+                && resolved.undated.is_subset(&s.gtids_before)
+                && self.path.serves(s, &resolved.gtids, &self.request.skip).is_ok()
+        };
+        if self.survey.snapshots.iter().any(|s| was_by_then(&s)) {
+            return Ok(());
+        }
+        let wanted = clock::format_utc(wanted_us);
+        let complete = clock::format_utc(snapshot.finished_at_us.unwrap_or(i64::MAX));
+        let Some(last) = &resolved.last else {
+            let e = anyhow!(
+                "this history knows nothing of {wanted}: its first snapshot was complete at {complete}, and no transaction is older"
+            );
+            let hint = "choose a later target, or with --timeline the history of before; `mysql-pitr list` shows what there is";
+            return Err(with_hint(e, hint).into());
+        };
+        let e = anyhow!(
+            "the archive has a gap at {wanted}: of {} transactions after {} nothing says when they were committed: {}",
+            resolved.undated.count(),
+            clock::format_utc(last.commit_us),
+            resolved.undated
+        );
+        let hint = format!(
+            "choose a moment up to {} or after {complete}; --latest-possible takes the former",
+            clock::format_utc(last.commit_us)
+        );
+        let at = resolved
+            .gaps
+            .iter()
+            .find(|g| !g.gtids.intersect(&resolved.undated).is_empty());
+        Err(Obstacle {
+            error: with_hint(e, hint),
+            at: at.map(|g| g.at),
+        })
+    }
+
+    fn warnings(&self, resolved: &Resolved, newly_skipped: &GtidSet, snapshot: &Snapshot, legs: &[Leg]) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !newly_skipped.is_empty() {
+            warnings.push(format!(
+                "{newly_skipped} is left out: an empty transaction takes its place. What came later may depend on it, and then either stops the \
+                 replay with an error or changes other rows than it did"
+            ));
+        }
+        if !resolved.left_out.is_empty() {
+            warnings.push(format!(
+                "the target set was never the state of a server: it leaves out {} in the middle of the history. What came later may depend on \
+                 it",
+                resolved.left_out
+            ));
+        }
+        for fault in &self.survey.faults {
+            let is_used = match &fault.subject {
+                Subject::Binlog { place, .. } => legs.iter().any(|leg| leg.binlog.place() == place),
+                Subject::Snapshot(id) => *id == snapshot.id,
+                Subject::Timeline(_) => false,
+            };
+            if is_used {
+                warnings.push(fault.to_string());
+            } else {
+                warnings.push(format!("not needed for this target: {}", fault.what));
+            }
+        }
+        warnings
     }
 }

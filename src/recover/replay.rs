@@ -40,6 +40,7 @@ pub async fn replay(
     let feed = Arc::new(Feed {
         archive: archive.clone(),
         legs: plan.legs.clone(),
+        skipped: plan.skipped.clone(),
         server_uuid: Uuid::new_v4(),
         server_id: 1,
         server_version: plan.legs.last().map_or_else(

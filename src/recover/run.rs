@@ -53,6 +53,12 @@ pub struct Recovered {
     pub recovered_to: Option<String>,
     pub transactions_replayed: u64,
     pub bytes_replayed: u64,
+    /// Transactions that were left out, in whose places the server has empty ones.
+    #[serde(skip_serializing_if = "GtidSet::is_empty")]
+    pub skipped: GtidSet,
+    /// Why it holds less than was asked for (`--latest-possible`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shortfall: Option<String>,
     /// XA transactions that are prepared and neither committed nor rolled back, written as `XA COMMIT` takes them.
     pub xa_prepared: Vec<String>,
     /// Events that do not run: a server disables each event that it is told of by replication, whether or not it ran at the
@@ -165,6 +171,7 @@ async fn make(
         parent: plan.path.last().id,
         server_uuid: verified.server_uuid,
         branch_set: plan.target_gtids.clone(),
+        skipped: plan.newly_skipped.clone(),
     };
     workdir.write_data(DESCENT_FILE, &serde_json::to_vec_pretty(&descent)?)?;
     Ok((verified, replayed))
@@ -178,6 +185,8 @@ fn report(plan: &Plan, settings: &Settings, verified: Verified, replayed: &Repla
         recovered_to: plan.last.as_ref().map(|stop| clock::format_utc(stop.commit_us)),
         transactions_replayed: replayed.transactions,
         bytes_replayed: replayed.bytes,
+        skipped: plan.skipped.clone(),
+        shortfall: plan.shortfall.clone(),
         xa_prepared: verified.xa_prepared,
         events_disabled: verified.events_disabled,
         rto_ms: phases.began.elapsed().as_millis() as u64,

@@ -1,7 +1,6 @@
-//! What a DBA asks for, resolved into the set of transactions that the recovered server shall hold.
-//!
-//! The set for a moment T is the longest prefix of the path's history before the first transaction that was committed
-//! after T. Sealed binlogs are judged by their manifests; only the one in which the stop lies is read.
+//! What a DBA asks for, in the words of the command line, and what it means in an archive.
+
+use std::sync::Arc;
 
 use anyhow::bail;
 use serde::Serialize;
@@ -9,13 +8,14 @@ use uuid::Uuid;
 
 use crate::{
     archive::{
-        listing::{Archive, Form, StoredBinlog, covered_end},
+        keys::Shard,
+        listing::{Form, StoredBinlog},
         path::{Inherited, Path},
-        reader::{Flow, visit},
+        survey::Fault,
     },
     binlog::{
         gtid::{Gtid, GtidSet},
-        transaction::{Tracker, Transaction},
+        transaction::Transaction,
     },
     support::{clock, hint::with_hint},
 };
@@ -32,12 +32,40 @@ pub enum Target {
         /// Before it rather than after it.
         exclusive: bool,
     },
+    /// At exactly this set.
+    Set(GtidSet),
+    /// After the last transaction that ends at or before a position.
+    Position(Position),
+}
+
+/// A position in a binlog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// As the server calls it, or the key of one of its objects in the store.
+    pub binlog: String,
+    /// Bytes from the file's beginning.
+    pub position: u64,
+    /// Whose binlog, where several servers of the path have one of that name.
+    pub server: Option<Uuid>,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Latest => f.write_str("everything that was archived"),
+            Target::Time(us) => write!(f, "{} ({})", clock::format_utc(*us), clock::format_local(*us)),
+            Target::Gtid { gtid, exclusive: false } => write!(f, "after transaction {gtid}"),
+            Target::Gtid { gtid, exclusive: true } => write!(f, "before transaction {gtid}"),
+            Target::Set(set) => write!(f, "the transactions {set}"),
+            Target::Position(p) => write!(f, "{} at {}", p.binlog, p.position),
+        }
+    }
 }
 
 /// One binlog on the path, and what of it counts.
 #[derive(Debug, Clone)]
 pub struct PathBinlog {
-    pub binlog: StoredBinlog,
+    pub binlog: Arc<StoredBinlog>,
     pub inherited: Inherited,
 }
 
@@ -51,7 +79,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    fn at(t: &Transaction, binlog: &StoredBinlog, path: &Path) -> Stop {
+    pub(super) fn at(t: &Transaction, binlog: &StoredBinlog, path: &Path) -> Stop {
         Stop {
             gtid: t.gtid,
             commit_us: commit_us(t, binlog.place().server_uuid, path),
@@ -59,6 +87,17 @@ impl Stop {
             position: t.start,
         }
     }
+}
+
+/// Transactions that were executed and that no archived binlog of the path has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    pub gtids: GtidSet,
+    /// The binlog that begins behind it.
+    pub before: String,
+    /// Where that one stands among the path's binlogs.
+    #[serde(skip)]
+    pub at: usize,
 }
 
 /// What a target means in this archive.
@@ -74,6 +113,43 @@ pub struct Resolved {
     pub first_left_out: Option<Stop>,
     /// What the binlogs hold that were read for this, by their index.
     pub read: Vec<(usize, GtidSet)>,
+    /// What no binlog has, up to the stop.
+    pub gaps: Vec<Gap>,
+    /// Included transactions of which no binlog tells when they were committed, and behind which there is none of which one does.
+    pub undated: GtidSet,
+    /// Transactions of the path that lie before the last one that is included, and are left out.
+    pub left_out: GtidSet,
+    /// Why this is less than what was asked for.
+    pub shortfall: Option<String>,
+}
+
+/// What there is to resolve a target in.
+#[derive(Debug, Clone, Copy)]
+pub struct History<'a> {
+    pub path: &'a Path,
+    pub binlogs: &'a [PathBinlog],
+    pub faults: &'a [Fault],
+    /// Only so many of the binlogs can be recovered from, and why.
+    pub cut: Option<(usize, &'a str)>,
+    /// Whether less than the target will do.
+    pub latest_possible: bool,
+}
+
+impl<'a> History<'a> {
+    /// All of it, and nothing less than the target.
+    pub fn new(path: &'a Path, binlogs: &'a [PathBinlog], faults: &'a [Fault]) -> History<'a> {
+        History {
+            path,
+            binlogs,
+            faults,
+            cut: None,
+            latest_possible: false,
+        }
+    }
+
+    pub(super) fn until(&self) -> usize {
+        self.cut.map_or(self.binlogs.len(), |(until, _)| until)
+    }
 }
 
 /// The path's binlogs in the order of its history.
@@ -84,10 +160,11 @@ pub fn path_binlogs(path: &Path, binlogs: Vec<StoredBinlog>) -> Vec<PathBinlog> 
             continue;
         };
         if let Some(inherited) = path.inherited(binlog.opening.timeline) {
+            let binlog = Arc::new(binlog);
             out.push((at, PathBinlog { binlog, inherited }));
         }
     }
-    out.sort_by_key(|(at, b)| (*at, b.binlog.order()));
+    out.sort_by_cached_key(|(at, b)| (*at, b.binlog.order()));
     out.into_iter().map(|(_, b)| b).collect()
 }
 
@@ -103,222 +180,143 @@ pub fn commit_us(t: &Transaction, server: Uuid, path: &Path) -> i64 {
     }
 }
 
-/// Reads as little of the archive as `target` allows.
-pub async fn resolve(archive: &Archive, path: &Path, binlogs: &[PathBinlog], target: &Target) -> anyhow::Result<Resolved> {
-    let resolver = Resolver {
-        archive,
-        path,
-        binlogs,
-        gtids: GtidSet::new(),
-        last: None,
-        taken: None,
-        read: Vec::new(),
-    };
-    match target {
-        Target::Latest => resolver.latest().await,
-        Target::Time(t) => resolver.time(*t).await,
-        Target::Gtid { gtid, exclusive } => resolver.gtid(*gtid, *exclusive).await,
-    }
-}
-
-struct Resolver<'a> {
-    archive: &'a Archive,
-    path: &'a Path,
-    binlogs: &'a [PathBinlog],
-    gtids: GtidSet,
-    last: Option<Stop>,
-    /// The binlog that holds the last transaction, where that was taken by its manifest: which one it is, is not known then.
-    taken: Option<usize>,
-    read: Vec<(usize, GtidSet)>,
-}
-
-impl Resolver<'_> {
-    async fn latest(mut self) -> anyhow::Result<Resolved> {
-        for i in 0..self.binlogs.len() {
-            let is_last = i + 1 == self.binlogs.len();
-            if is_last || !self.take_sealed(i, i64::MAX) {
-                self.read_until(i, |_| false).await?;
+impl Position {
+    /// Which of the path's binlogs is meant.
+    ///
+    /// # Errors
+    /// Where none is, or more than one; the candidates are named.
+    pub(super) fn find(&self, binlogs: &[PathBinlog], shard: &Shard) -> anyhow::Result<usize> {
+        let candidates: Vec<usize> = (0..binlogs.len())
+            .filter(|i| self.names(&binlogs[*i].binlog, shard))
+            .collect();
+        match candidates[..] {
+            [one] => Ok(one),
+            [] => {
+                let of = self.server.map_or_else(String::new, |uuid| format!(" of server {uuid}"));
+                let e = anyhow::anyhow!("the archive's path has no binlog {}{of}", self.binlog);
+                Err(with_hint(
+                    e,
+                    "`mysql-pitr list` shows what is archived; a binlog of another timeline is reached with --timeline",
+                ))
             }
-        }
-        self.ensure_whole().await?;
-        let all = self.binlogs.len();
-        self.resolved(all, None).await
-    }
-
-    async fn time(mut self, target_us: i64) -> anyhow::Result<Resolved> {
-        for i in 0..self.binlogs.len() {
-            let is_last = i + 1 == self.binlogs.len();
-            if !is_last && self.take_sealed(i, target_us) {
-                continue;
-            }
-            let (server, path) = (self.binlogs[i].binlog.place().server_uuid, self.path);
-            if let Some(stop) = self.read_until(i, |t| commit_us(t, server, path) > target_us).await? {
-                return self.resolved(i + 1, Some(stop)).await;
-            }
-        }
-        self.ensure_whole().await?;
-        let until = self.find_last().await?.map(|s| clock::format_utc(s.commit_us));
-        let e = match until {
-            Some(until) => anyhow::anyhow!(
-                "the archive ends at {until}, before the target {}",
-                clock::format_utc(target_us)
-            ),
-            None => anyhow::anyhow!("the archive holds no transaction yet"),
-        };
-        Err(with_hint(
-            e,
-            "nothing later is known; use --latest to recover everything that was archived",
-        ))
-    }
-
-    async fn gtid(mut self, gtid: Gtid, exclusive: bool) -> anyhow::Result<Resolved> {
-        for i in 0..self.binlogs.len() {
-            let sealed_without = self.binlogs[i].binlog.gtids().is_some_and(|set| !set.contains(&gtid));
-            if sealed_without && self.take_sealed(i, i64::MAX) {
-                continue;
-            }
-            let Some(stop) = self.read_until(i, |t| t.gtid == gtid).await? else {
-                continue;
-            };
-            if exclusive {
-                return self.resolved(i + 1, Some(stop)).await;
-            }
-            self.gtids.insert(gtid);
-            if let Some((_, set)) = self.read.last_mut() {
-                set.insert(gtid);
-            }
-            (self.last, self.taken) = (Some(stop), None);
-            return self.resolved(i + 1, None).await;
-        }
-        self.ensure_whole().await?;
-        let e = anyhow::anyhow!("the archive's path does not hold transaction {gtid}");
-        Err(with_hint(
-            e,
-            "`mysql-pitr list` shows what is archived; a transaction that no successor inherited lies on another timeline (--timeline)",
-        ))
-    }
-
-    /// i8: what is stored but cannot be reached is a gap, and must not look like the end of the history. Gaps before the last
-    /// binlog show in what the next one says was executed before it.
-    async fn ensure_whole(&mut self) -> anyhow::Result<()> {
-        let url = self.archive.store.url();
-        self.last = self.find_last().await?;
-        self.taken = None;
-        let before = self.last.as_ref().map_or_else(String::new, |s| {
-            format!(", or recover what lies before it with --target-gtid {}", s.gtid)
-        });
-        let hint = format!(
-            "if it was being shipped at this moment, try again; else restore the object from the other region's bucket{before}"
-        );
-        if let Some(PathBinlog { binlog, .. }) = self.binlogs.last()
-            && let Form::Tail(segments) = &binlog.form
-        {
-            let end = covered_end(segments);
-            if let Some(beyond) = segments.iter().find(|s| s.range.start > end) {
+            _ => {
+                let list: Vec<String> = candidates.iter().map(|i| candidate(&binlogs[*i].binlog, shard)).collect();
                 let e = anyhow::anyhow!(
-                    "{} has a hole: its bytes from {end} on are missing before object {url}/{}",
-                    binlog.place(),
-                    beyond.key
+                    "{} binlogs of the path bear the name {}: {}",
+                    list.len(),
+                    self.binlog,
+                    list.join("; ")
                 );
-                return Err(with_hint(e, hint));
-            }
-        }
-        let server_uuid = self.path.last().server_uuid;
-        let unopened = self.archive.unopened().await?;
-        match unopened.iter().find(|place| place.server_uuid == server_uuid) {
-            None => Ok(()),
-            Some(place) => {
-                let key = place.opening_key(&self.archive.shard);
-                let e = anyhow::anyhow!("there is no object {url}/{key}, without which the segments beside it cannot be placed");
-                Err(with_hint(e, hint))
+                Err(with_hint(
+                    e,
+                    "choose one with --server, or name its object's key in place of the file",
+                ))
             }
         }
     }
 
-    /// Takes a sealed binlog by its manifest if nothing in it can be committed after `until_us`.
-    fn take_sealed(&mut self, i: usize, until_us: i64) -> bool {
-        let PathBinlog { binlog, inherited } = &self.binlogs[i];
-        let Form::Sealed(manifest) = &binlog.form else { return false };
-        if manifest.commit_us_max.is_some_and(|max| max > until_us) {
-            return false;
-        }
-        let counts = inherited.of(&manifest.gtids);
-        if !counts.is_empty() {
-            (self.last, self.taken) = (None, Some(i));
-        }
-        self.gtids.add(&inherited.of(&binlog.opening.held_before));
-        self.gtids.add(&counts);
-        true
-    }
-
-    /// Reads a binlog up to the first transaction that counts and that `stop` names.
-    async fn read_until(&mut self, i: usize, stop: impl Fn(&Transaction) -> bool) -> anyhow::Result<Option<Stop>> {
-        let PathBinlog { binlog, inherited } = &self.binlogs[i];
-        let path = self.path;
-        self.gtids.add(&inherited.of(&binlog.opening.held_before));
-        let mut tracker = Tracker::default();
-        let (mut stopped, mut last, mut here) = (None, None, GtidSet::new());
-        let gtids = &mut self.gtids;
-        visit(self.archive, binlog, |piece| {
-            let Some(t) = tracker.piece(piece)? else {
-                return Ok(Flow::Continue);
-            };
-            if !inherited.contains(&t.gtid) || (gtids.contains(&t.gtid) && !here.contains(&t.gtid)) {
-                return Ok(Flow::Continue);
-            }
-            let at = Stop::at(&t, binlog, path);
-            if stop(&t) {
-                stopped = Some(at);
-                return Ok(Flow::Enough);
-            }
-            here.insert(t.gtid);
-            gtids.insert(t.gtid);
-            last = Some(at);
-            Ok(Flow::Continue)
-        })
-        .await?;
-        if last.is_some() {
-            (self.last, self.taken) = (last, None);
-        }
-        self.read.push((i, here));
-        Ok(stopped)
-    }
-
-    async fn resolved(mut self, binlogs_until: usize, first_left_out: Option<Stop>) -> anyhow::Result<Resolved> {
-        Ok(Resolved {
-            last: self.find_last().await?,
-            gtids: self.gtids,
-            binlogs_until,
-            first_left_out,
-            read: self.read,
-        })
-    }
-
-    /// The last transaction that is included.
-    async fn find_last(&mut self) -> anyhow::Result<Option<Stop>> {
-        let Some(i) = self.taken else { return Ok(self.last.take()) };
-        let PathBinlog { binlog, inherited } = &self.binlogs[i];
-        let (mut tracker, mut last) = (Tracker::default(), None);
-        visit(self.archive, binlog, |piece| {
-            if let Some(t) = tracker.piece(piece)?
-                && inherited.contains(&t.gtid)
-            {
-                last = Some(Stop::at(&t, binlog, self.path));
-            }
-            Ok(Flow::Continue)
-        })
-        .await?;
-        Ok(last)
+    fn names(&self, binlog: &StoredBinlog, shard: &Shard) -> bool {
+        let place = binlog.place();
+        let by_name = place.name == self.binlog;
+        let by_key = || {
+            let key = main_key(binlog, shard);
+            let manifest = self.binlog.strip_suffix(".json");
+            self.binlog == key || manifest == Some(&key) || self.binlog.starts_with(&place.segments_prefix(shard))
+        };
+        (by_name || by_key()) && self.server.is_none_or(|uuid| uuid == place.server_uuid)
     }
 }
 
-/// # Errors
-/// Where the flags of a command line contradict each other.
-pub fn from_flags(latest: bool, time: Option<i64>, gtid: Option<Gtid>, exclusive: bool) -> anyhow::Result<Target> {
-    match (latest, time, gtid) {
-        (true, None, None) => Ok(Target::Latest),
-        (false, Some(us), None) => Ok(Target::Time(us)),
-        (false, None, Some(gtid)) => Ok(Target::Gtid { gtid, exclusive }),
-        _ => bail!("exactly one of --latest, --target-time and --target-gtid is needed"),
+/// The key of the object, or of the folder of segments, that holds a binlog.
+pub(super) fn main_key(binlog: &StoredBinlog, shard: &Shard) -> String {
+    match &binlog.form {
+        Form::Sealed(manifest) => binlog.place().sealed_key(shard, manifest.codec),
+        Form::Tail(_) => binlog.place().segments_prefix(shard),
+    }
+}
+
+fn candidate(binlog: &StoredBinlog, shard: &Shard) -> String {
+    format!(
+        "that of server {} on timeline {}, {}",
+        binlog.place().server_uuid,
+        binlog.opening.timeline,
+        main_key(binlog, shard)
+    )
+}
+
+/// A target as the command line has it.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    pub latest: bool,
+    pub time: Option<i64>,
+    pub gtid: Option<Gtid>,
+    pub exclusive: bool,
+    pub set: Option<GtidSet>,
+    /// FILE:POS
+    pub position: Option<(String, u64)>,
+    pub server: Option<Uuid>,
+}
+
+impl Flags {
+    /// # Errors
+    /// Where they contradict each other.
+    pub fn target(self) -> anyhow::Result<Target> {
+        let exclusive = self.exclusive;
+        let mut targets: Vec<Target> = Vec::new();
+        targets.extend(self.latest.then_some(Target::Latest));
+        targets.extend(self.time.map(Target::Time));
+        targets.extend(self.gtid.map(|gtid| Target::Gtid { gtid, exclusive }));
+        targets.extend(self.set.map(Target::Set));
+        targets.extend(self.position.map(|(binlog, position)| {
+            Target::Position(Position {
+                binlog,
+                position,
+                server: self.server,
+            })
+        }));
+        match (targets.pop(), targets.is_empty()) {
+            (Some(target), true) => Ok(target),
+            _ => {
+                bail!("exactly one of --latest, --target-time, --target-gtid, --target-gtid-set and --target-position is needed")
+            }
+        }
+    }
+}
+
+/// `FILE:POS`.
+pub fn parse_position(text: &str) -> Result<(String, u64), String> {
+    let parsed = text
+        .rsplit_once(':')
+        .and_then(|(file, position)| Some((file, position.parse().ok()?)))
+        .filter(|(file, _)| !file.is_empty());
+    match parsed {
+        Some((file, position)) => Ok((file.to_owned(), position)),
+        None => Err(format!("`{text}` is not of the form FILE:POS, such as binlog.000042:1337")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_read_from_the_right() {
+        assert_eq!(
+            parse_position("s/2026/a:b/binlog.000001:4"),
+            Ok(("s/2026/a:b/binlog.000001".into(), 4))
+        );
+        for wrong in ["binlog.000001", "binlog.000001:", ":4", "binlog.000001:-1"] {
+            assert!(parse_position(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn there_is_exactly_one_target() {
+        let both = Flags {
+            latest: true,
+            time: Some(1),
+            ..Flags::default()
+        };
+        assert!(both.target().is_err() && Flags::default().target().is_err());
     }
 }

@@ -1,20 +1,21 @@
-//! The recoverable window of the current history, exactly: by reading what only reading tells.
+//! The recoverable window of a history, exactly: by reading what only reading tells.
 
 use crate::{
     archive::{
         gaps::{self, Holding, Window},
-        listing::{Archive, StoredBinlog},
-        records::{Snapshot, Timeline},
+        listing::Archive,
+        survey::Survey,
     },
     support::hint::render,
 };
 
 use super::{
-    plan::{assemble, find_path},
-    target::{Target, path_binlogs, resolve},
+    plan::{Request, assemble, find_path},
+    resolve::resolve,
+    target::{History, Target, path_binlogs},
 };
 
-/// What can be recovered of the current history.
+/// What can be recovered of a history.
 #[derive(Debug, Default)]
 pub struct Recoverable {
     pub window: Window,
@@ -24,14 +25,9 @@ pub struct Recoverable {
     pub problem: Option<String>,
 }
 
-/// Reads the newest binlog, and those that are not sealed.
-pub async fn recoverable(
-    archive: &Archive,
-    timelines: &[Timeline],
-    snapshots: &[Snapshot],
-    binlogs: &[StoredBinlog],
-) -> Recoverable {
-    let path = match find_path(archive, timelines, snapshots, None) {
+/// Reads the newest binlog of `timeline`'s path, or of the current one, and those that are not sealed.
+pub async fn recoverable(archive: &Archive, timeline: Option<u32>, survey: &Survey) -> Recoverable {
+    let path = match find_path(archive, survey, timeline) {
         Ok(path) => path,
         Err(e) => {
             return Recoverable {
@@ -40,14 +36,15 @@ pub async fn recoverable(
             };
         }
     };
-    let binlogs = path_binlogs(&path, binlogs.to_vec());
-    let resolved = resolve(archive, &path, &binlogs, &Target::Latest).await;
-    let mut holdings: Vec<Holding> = binlogs.iter().map(|b| Holding::from(&b.binlog)).collect();
+    let binlogs = path_binlogs(&path, survey.binlogs.clone());
+    let request = Request::new(Target::Latest);
+    let resolved = resolve(archive, History::new(&path, &binlogs, &survey.faults), &request.target).await;
+    let mut holdings: Vec<Holding> = binlogs.iter().map(|b| Holding::from(&*b.binlog)).collect();
     for (i, gtids) in resolved.iter().flat_map(|r| &r.read) {
         holdings[*i].gtids.get_or_insert_with(|| gtids.clone());
     }
-    let window = gaps::window(&path, snapshots, &holdings.iter().collect::<Vec<_>>());
-    let plan = resolved.and_then(|resolved| assemble(path, snapshots, &binlogs, resolved, &Target::Latest));
+    let window = gaps::window(&path, &survey.snapshots, &holdings.iter().collect::<Vec<_>>());
+    let plan = resolved.and_then(|resolved| assemble(&request, survey, &path, &binlogs, resolved));
     Recoverable {
         window,
         until_us: plan.as_ref().ok().and_then(|p| p.last.as_ref()).map(|stop| stop.commit_us),

@@ -66,6 +66,8 @@ pub struct Claim {
     pub reason: Reason,
     pub adopted: bool,
     pub confirmed_by: Option<String>,
+    /// What of the inherited history the server holds as empty transactions.
+    pub skipped: GtidSet,
 }
 
 impl Claim {
@@ -77,6 +79,7 @@ impl Claim {
             reason,
             adopted,
             confirmed_by: None,
+            skipped: GtidSet::new(),
         }
     }
 
@@ -91,6 +94,7 @@ impl Claim {
             reason: self.reason,
             adopted: self.adopted,
             confirmed_by: self.confirmed_by,
+            skipped: self.skipped,
             nonce: Uuid::new_v4(),
             claimed_at_us,
         }
@@ -128,6 +132,7 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Result<Decisio
             reason: Reason::Recovery,
             adopted: claimant.standalone || claimant.word.is_some(),
             confirmed_by: claimant.word.map(|w| w.text().to_owned()),
+            skipped: descent.skipped.clone(),
         }));
     }
     let base = base(timelines, tip, claimant);
@@ -142,6 +147,7 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Result<Decisio
             reason: word.map_or(Reason::UnknownServer, Word::reason),
             adopted: word.is_some(),
             confirmed_by: word.map(|w| w.text().to_owned()),
+            skipped: GtidSet::new(),
         })
     };
     let anew = matches!(claimant.word, Some(Word::Operator { anew: true, .. }));
@@ -281,6 +287,7 @@ mod tests {
             confirmed_by: None,
             nonce: Uuid::nil(),
             claimed_at_us: 0,
+            skipped: GtidSet::new(),
         }
     }
 
@@ -403,6 +410,7 @@ mod tests {
             parent: 1,
             server_uuid: B,
             branch_set: first(3),
+            skipped: first(1),
         };
         let recovered = |word, standalone| Claimant {
             descent: Some(&descent),
@@ -416,6 +424,7 @@ mod tests {
                 (claim.parent, claim.adopted, claim.reason),
                 (Some(1), adopted, Reason::Recovery)
             );
+            assert_eq!(claim.skipped, descent.skipped);
         }
         // Meanwhile the old primary went on, on a new timeline; the recovered server lacks what it began with, and is adopted all the same.
         timelines.push(Timeline {

@@ -154,6 +154,7 @@ impl Round {
                 // A deposed primary's crash is its own business.
                 adopted: is_primary(&timelines, self.server_uuid),
                 confirmed_by: None,
+                skipped: GtidSet::new(),
             };
             self.timeline = claim_timeline(&self.archive, &timelines, self.server_uuid, claim).await?;
         }

@@ -46,7 +46,10 @@ impl Status {
         let first_lacking = todo.iter().find(|b| covered(b) < b.file.bytes).or(todo.last());
         // What was passed without storing it, for it held no transaction, the archive does not show.
         let passed = |b: &Unsealed| {
-            let at = self.durable.as_ref().filter(|(name, _)| self.timeline == Some(timeline) && *name == b.file.name);
+            let at = self
+                .durable
+                .as_ref()
+                .filter(|(name, _)| self.timeline == Some(timeline) && *name == b.file.name);
             at.map_or(0, |(_, position)| *position).min(b.file.bytes)
         };
         self.durable = first_lacking.map(|b| (b.file.name.clone(), covered(b).max(passed(b))));

@@ -1,7 +1,7 @@
 //! What a source serves, and how far it is.
 
 use std::sync::{
-    Mutex, PoisonError,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
 };
 
@@ -15,7 +15,7 @@ use crate::{
 /// A binlog, and which of its transactions may be sent.
 #[derive(Debug, Clone)]
 pub struct Leg {
-    pub binlog: StoredBinlog,
+    pub binlog: Arc<StoredBinlog>,
     pub wanted: GtidSet,
 }
 
@@ -23,6 +23,8 @@ pub struct Leg {
 pub struct Feed {
     pub archive: Archive,
     pub legs: Vec<Leg>,
+    /// In their places empty transactions are sent.
+    pub skipped: GtidSet,
     /// Who the source says it is; the replica refuses its own.
     pub server_uuid: Uuid,
     pub server_id: u32,

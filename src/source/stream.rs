@@ -1,5 +1,5 @@
 //! The binlogs as a replica gets them: at each file an artificial Rotate and the file's own Format_description, then the
-//! transactions that it lacks and may have, as mysqld wrote them.
+//! transactions that it lacks and may have, as mysqld wrote them; in the place of one that is to be left out, an empty one.
 //!
 //! A transaction is sent whole or not at all: everything from one GTID event to the next follows the decision made at the
 //! first. Sequence numbers restart with each file, so files are never joined.
@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use crate::{
     archive::reader::{Portions, damaged},
     binlog::{
-        event::{CHECKSUM_BYTES, FLAG_ARTIFICIAL, GtidEvent, HEADER_BYTES, MAGIC, kind},
+        empty::empty_transaction,
+        event::{CHECKSUM_BYTES, EventError, FLAG_ARTIFICIAL, GtidEvent, HEADER_BYTES, MAGIC, kind},
         gtid::GtidSet,
         splitter::{Piece, SplitError, Splitter},
         transaction::is_boundary,
@@ -124,7 +125,7 @@ impl Sender<'_> {
                     kind::FORMAT_DESCRIPTION | kind::PREVIOUS_GTIDS => true,
                     // The next leg begins with a Rotate of its own.
                     kind::ROTATE | kind::STOP => false,
-                    _ => self.wants(piece, wanted)?,
+                    _ => self.transaction(piece, wanted)?,
                 };
             }
             if self.sending {
@@ -144,17 +145,27 @@ impl Sender<'_> {
         Ok(())
     }
 
-    fn wants(&mut self, piece: &Piece<'_>, wanted: &GtidSet) -> Result<bool, SplitError> {
-        let event = GtidEvent::parse(piece.header.kind, piece.body()).map_err(|source| SplitError::Event {
+    /// Whether the transaction that begins here is to be sent as it is.
+    fn transaction(&mut self, piece: &Piece<'_>, wanted: &GtidSet) -> Result<bool, SplitError> {
+        let fail = |source: EventError| SplitError::Event {
             position: piece.start,
             source,
-        })?;
-        let wants = wanted.contains(&event.gtid) && !self.sent.contains(&event.gtid);
-        if wants {
-            self.sent.insert(event.gtid);
-            self.feed.progress.sent_transaction(event.immediate_commit_us);
+        };
+        let event = GtidEvent::parse(piece.header.kind, piece.body()).map_err(fail)?;
+        if !wanted.contains(&event.gtid) || self.sent.contains(&event.gtid) {
+            return Ok(false);
         }
-        Ok(wants)
+        self.sent.insert(event.gtid);
+        self.feed.progress.sent_transaction(event.immediate_commit_us);
+        if !self.feed.skipped.contains(&event.gtid) {
+            return Ok(true);
+        }
+        for event in empty_transaction(piece.bytes, piece.checksum).map_err(fail)? {
+            self.position += event.len() as u64;
+            self.queue_event(&event);
+            self.feed.progress.sent_bytes(event.len() as u64);
+        }
+        Ok(false)
     }
 
     /// Tells the replica which file comes now.
@@ -179,7 +190,7 @@ impl Sender<'_> {
     /// Queues an event that no file holds.
     fn made_up(&mut self, event_kind: u8, log_pos: u32, flags: u16, body: &[u8]) {
         let len = HEADER_BYTES + body.len() + if self.checksum { CHECKSUM_BYTES } else { 0 };
-        let mut event = Vec::with_capacity(1 + len);
+        let mut event = Vec::with_capacity(len);
         event.put_u32_le(0);
         event.put_u8(event_kind);
         event.put_u32_le(self.feed.server_id);
@@ -190,8 +201,13 @@ impl Sender<'_> {
         if self.checksum {
             event.put_u32_le(crc32fast::hash(&event));
         }
-        event.insert(0, STATUS_OK);
-        let mut framer = Framer::new(event.len() as u64);
-        self.wire.queue_part(&mut framer, &event);
+        self.queue_event(&event);
+    }
+
+    /// A whole event, in a packet of its own.
+    fn queue_event(&mut self, event: &[u8]) {
+        let mut framer = Framer::new(1 + event.len() as u64);
+        self.wire.queue_part(&mut framer, &[STATUS_OK]);
+        self.wire.queue_part(&mut framer, event);
     }
 }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 pub mod binlog_writer;
 pub mod faulty_store;
 pub mod golden;
+pub mod made;
 pub mod memory_store;
 pub mod moto;
 pub mod mysql;

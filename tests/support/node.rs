@@ -11,7 +11,10 @@ use std::{
 use mysql_pitr::{
     archive::{listing::Archive, path, path::Path as TimelinePath},
     binlog::gtid::GtidSet,
-    recover::target::{Target, path_binlogs, resolve},
+    recover::{
+        resolve::resolve,
+        target::{History, Target, path_binlogs},
+    },
     store::filesystem::FilesystemStore,
     support::clock::WallClock,
 };
@@ -183,8 +186,10 @@ impl Node {
             return Ok(GtidSet::new());
         }
         let path = TimelinePath::find(&timelines, None)?;
-        let binlogs = path_binlogs(&path, archive.binlogs().await?);
-        Ok(resolve(&archive, &path, &binlogs, &Target::Latest).await?.gtids)
+        let survey = archive.survey().await?;
+        let binlogs = path_binlogs(&path, survey.binlogs);
+        let history = History::new(&path, &binlogs, &survey.faults);
+        Ok(resolve(&archive, history, &Target::Latest).await?.gtids)
     }
 
     /// Waits until everything that `server` has executed is in the archive.
