@@ -17,15 +17,22 @@ use crate::{
         process::Mysqld,
         query::{Session, version_number},
     },
-    support::{durable, hint::OrHint, secret::Secret},
+    support::{
+        durable,
+        hint::{OrHint, message},
+        secret::Secret,
+    },
 };
 
-use super::workdir::{RunAs, Workdir};
+use super::{run_as::RunAs, workdir::Workdir};
 
 /// Crash recovery of a large buffer pool's worth of redo log takes minutes.
 const START_TIMEOUT: Duration = Duration::from_secs(1800);
 /// A clean shutdown writes every dirty page.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1800);
+/// Its connections end before the process does: it writes where it died first.
+const DEATH_LOOKS: u32 = 100;
+const DEATH_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const ACCOUNT: &str = "mysql_pitr_recover";
 const LARGEST_PACKET: &str = "1G";
 const BUFFER_POOL_BYTES_MIN: u64 = 128 << 20;
@@ -49,6 +56,7 @@ pub enum Purpose {
 
 pub struct Instance {
     server: Mysqld,
+    endpoint: Endpoint,
     pub session: Session,
 }
 
@@ -78,11 +86,35 @@ impl Instance {
         let removed = std::fs::remove_file(&init_file);
         let session = ready?;
         removed.with_context(|| format!("cannot remove {}", init_file.display()))?;
-        Ok(Instance { server, session })
+        Ok(Instance {
+            server,
+            endpoint,
+            session,
+        })
     }
 
     pub fn ensure_running(&mut self) -> anyhow::Result<()> {
         self.server.ensure_running()
+    }
+
+    pub async fn another_session(&self) -> anyhow::Result<Session> {
+        Session::connect(&self.endpoint).await
+    }
+
+    /// The last lines of the server's error log.
+    pub fn log_end(&self) -> String {
+        self.server.log_end()
+    }
+
+    /// Why the server died, if it did; one that is at it is waited for.
+    pub async fn death(&mut self) -> Option<String> {
+        for _ in 0..DEATH_LOOKS {
+            if let Err(e) = self.server.ensure_running() {
+                return Some(message(&e));
+            }
+            tokio::time::sleep(DEATH_LOOK_INTERVAL).await;
+        }
+        None
     }
 
     /// A clean shutdown; the account goes with it if the server is handed over.
