@@ -9,11 +9,12 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::Stdio,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use mysql_pitr::binlog::gtid::GtidSet;
 use nix::{
+    fcntl::posix_fallocate,
     mount::{MsFlags, mount, umount},
     sys::signal::Signal,
     unistd::{Pid, geteuid},
@@ -27,14 +28,11 @@ use support::{
     story::assert_same,
     truth::{Truth, truth},
 };
-use tokio::{
-    process::{Child, Command},
-    time::timeout,
-};
+use tokio::{process::Child, time::timeout};
 
 const KILLS_DEFAULT: u64 = 8;
 const ROUNDS: u32 = 60;
-const INSERTS_A_ROUND: u32 = 40;
+const INSERTS_A_ROUND: u32 = 80;
 const RECOVERED: [&str; 1] = ["--server-id=2"];
 
 /// An archive whose replay takes a few seconds, and what its end holds.
@@ -134,12 +132,15 @@ fn mysqld_in(folder: &Path) -> Option<Pid> {
     })
 }
 
-async fn relay_logs_are_written(target: &Path) {
+/// Waits until the process that was started at `since` replays: an interrupted one left relay logs too.
+async fn replay_runs(target: &Path, since: SystemTime) {
     let scratch = target.join(".mysql-pitr-recovery/scratch");
     eventually("the replay runs", async || {
         fs::read_dir(&scratch).is_ok_and(|entries| {
-            let relay = |e: fs::DirEntry| e.file_name().to_string_lossy().starts_with("relay.0");
-            entries.flatten().any(relay)
+            entries.flatten().any(|e| {
+                let is_fresh = e.metadata().and_then(|m| m.modified()).is_ok_and(|at| at > since);
+                is_fresh && e.file_name().to_string_lossy().starts_with("relay.0")
+            })
         })
     })
     .await;
@@ -183,11 +184,13 @@ async fn i10_killed_anywhere_a_recovery_converges() {
 
     // At random instants, most of them in the replay; of the process, and of the server alone.
     for kill in 0..kills {
+        let since = SystemTime::now();
         let mut child = archived.spawn(&target);
-        if rng.random_bool(0.7) {
-            relay_logs_are_written(&target).await;
+        let mut wait = Duration::from_millis(rng.random_range(0..4000));
+        if rng.random_bool(0.8) {
+            replay_runs(&target, since).await;
+            wait /= 4;
         }
-        let wait = Duration::from_millis(rng.random_range(0..3000));
         let mut server_alone = rng.random_bool(0.3);
         if timeout(wait, child.wait()).await.is_ok() {
             println!("kill {kill}: it was done already");
@@ -217,8 +220,9 @@ async fn i10_killed_anywhere_a_recovery_converges() {
     archived.assert_recovered(&target, &format!("seed {seed}")).await;
 
     // By a signal, which a person gives.
+    let since = SystemTime::now();
     let child = archived.spawn(&target);
-    relay_logs_are_written(&target).await;
+    replay_runs(&target, since).await;
     let pid = Pid::from_raw(child.id().unwrap().cast_signed());
     nix::sys::signal::kill(pid, Signal::SIGINT).unwrap();
     let output = timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
@@ -238,8 +242,9 @@ async fn i10_killed_anywhere_a_recovery_converges() {
 
 /// What a machine that lost its power had written is not trusted.
 async fn i10_after_a_start_of_the_machine_the_snapshot_is_unpacked_again(archived: &Archived, target: &Path) {
+    let since = SystemTime::now();
     let mut child = archived.spawn(target);
-    relay_logs_are_written(target).await;
+    replay_runs(target, since).await;
     child.kill().await.unwrap();
     let work = target.join(".mysql-pitr-recovery");
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
@@ -283,17 +288,16 @@ async fn i10_a_full_volume_is_named_and_the_recovery_goes_on_once_there_is_room(
         Err(e) => return skipped(&format!("a volume to fill cannot be mounted here: {e}")),
     };
     let target = volume.0.join("target");
+    let command = ["recover", "--latest", "--target-dir", path_text(&target)];
+    let since = SystemTime::now();
     let child = archived.spawn(&target);
-    relay_logs_are_written(&target).await;
+    replay_runs(&target, since).await;
     let filler = volume.0.join("filler");
-    fill(&filler).await;
+    fill(&filler, VOLUME_BYTES);
     let output = timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     println!("{said}");
-    assert!(
-        !output.status.success(),
-        "the replay was done before the volume was full: {said}"
-    );
+    assert!(!output.status.success(), "it was done before the volume was full: {said}");
     assert!(
         said.contains(&format!("error: the volume of {} is full", target.display())),
         "{said}"
@@ -303,25 +307,27 @@ async fn i10_a_full_volume_is_named_and_the_recovery_goes_on_once_there_is_room(
         "{said}"
     );
     assert!(!target.join("mysql.ibd").exists());
-    let again = archived
-        .node
-        .fails(&["recover", "--latest", "--target-dir", path_text(&target)])
-        .await;
-    assert!(again.contains("hint: make room on its volume"), "{again}");
+    let at = reached(&target).unwrap();
+    let again = archived.node.fails(&command).await;
+    assert!(again.contains("hint: make room on it"), "{again}");
     fs::remove_file(&filler).unwrap();
     let report = archived.finish(&target).await;
-    assert_eq!(report["resumed_after"], "unpacked");
+    assert_eq!(report["resumed_after"], *at);
     archived.assert_recovered(&target, "after a full volume").await;
 }
 
-async fn fill(path: &Path) {
-    let done = Command::new("dd")
-        .args(["if=/dev/zero", "bs=1M", "status=none"])
-        .arg(format!("of={}", path.display()))
-        .status()
-        .await
-        .unwrap();
-    assert!(!done.success(), "dd ends when nothing is free any more");
+/// Takes whatever is free.
+fn fill(path: &Path, volume_bytes: u64) {
+    const BLOCK_BYTES: u64 = 4096;
+    let file = fs::File::create(path).unwrap();
+    let (mut at, mut step) = (0u64, volume_bytes / 2);
+    while step >= BLOCK_BYTES {
+        // All of it or nothing.
+        match posix_fallocate(&file, at.cast_signed(), step.cast_signed()) {
+            Ok(()) => at += step,
+            Err(_) => step /= 2,
+        }
+    }
 }
 
 fn is_running(child: &mut Child) -> bool {

@@ -203,7 +203,7 @@ async fn make(
         let mut instance = if resumed {
             started
                 .context("the server does not start on what an interrupted recovery left")
-                .hint("begin again from the snapshot with --restart")?
+                .hint("give the same command again; if it fails in the same way, begin anew with --restart")?
         } else {
             started?
         };
@@ -284,7 +284,7 @@ fn ensure_room(plan: &Plan, workdir: &Workdir) -> anyhow::Result<()> {
             if is_unpacked { " to go on" } else { "" }
         );
         return Err(e).hint(if is_unpacked {
-            "make room on its volume"
+            "make room on it, and start the same command again: it goes on where it was"
         } else {
             "choose a larger volume for --target-dir"
         });
