@@ -57,16 +57,23 @@ fn damage_table_in_snapshot(node: &Node, file: &str) {
     fs::write(&record, serde_json::to_vec(&json).unwrap()).unwrap();
 }
 
-const TABLES: &str = "CREATE TABLE story.sound (id INT PRIMARY KEY AUTO_INCREMENT, v VARCHAR(2000)); \
-    CREATE TABLE story.damaged LIKE story.sound; \
-    INSERT INTO story.sound (v) WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300) \
-    SELECT REPEAT('x', 1000) FROM n; \
-    INSERT INTO story.damaged SELECT * FROM story.sound";
+const TABLES: [&str; 5] = [
+    "CREATE DATABASE d",
+    "CREATE TABLE d.sound (id INT PRIMARY KEY AUTO_INCREMENT, v VARCHAR(2000))",
+    "CREATE TABLE d.damaged LIKE d.sound",
+    "INSERT INTO d.sound (v) WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300) \
+     SELECT REPEAT('x', 1000) FROM n",
+    "INSERT INTO d.damaged SELECT * FROM d.sound",
+];
 
 /// i7: a table that is not sound is not handed over, and is named; what was proven of sound ones is in the report.
 #[tokio::test]
 async fn i7_every_table_is_checked_and_a_damaged_one_is_named() {
-    let story = Story::begin(&[], TABLES).await;
+    let mut server = Server::start(&[]).await;
+    server.execute(&TABLES).await;
+    // Pages that are written from the redo log anew cannot be damaged in the table's file.
+    server.restart().await;
+    let story = Story::begin_on(server, "").await;
     let moment = story.moment().await;
     let Story { node, agent, server } = story;
     node.wait_shipped(&server).await;
@@ -100,15 +107,15 @@ async fn i7_every_table_is_checked_and_a_damaged_one_is_named() {
     let text = fs::read_to_string(&file).unwrap();
     assert!(!text.contains(support::mysql::PASSWORD), "{text}");
 
-    damage_table_in_snapshot(&node, "story/damaged.ibd");
+    damage_table_in_snapshot(&node, "d/damaged.ibd");
     let target = node.target("damaged");
     let said = node.fails(&[&options[..], &[path_text(&target)]].concat()).await;
     println!("{said}");
-    assert!(said.contains("story.damaged") && !said.contains("story.sound"), "{said}");
+    assert!(said.contains("d.damaged") && !said.contains("d.sound"), "{said}");
     assert!(!target.join("mysql.ibd").exists());
     let report = report(&file);
     assert_eq!(report["outcome"], "failed");
-    assert!(report["failure"]["error"].as_str().unwrap().contains("story.damaged"));
+    assert!(report["failure"]["error"].as_str().unwrap().contains("d.damaged"));
     assert!(report["plan"]["snapshot"].is_string());
     assert!(report["recovered"].is_null());
 }

@@ -65,7 +65,7 @@ async fn archived() -> Archived {
         let mut sql = String::new();
         for i in 0..INSERTS_A_ROUND {
             sql += &format!("INSERT INTO r.t (round, v) VALUES ({round}, REPEAT('{i}', 100));");
-            sql += &format!("INSERT INTO r.sums VALUES ({round}, {i}) ON DUPLICATE KEY UPDATE n = n * 3 + {i};");
+            sql += &format!("INSERT INTO r.sums VALUES ({round}, {i}) ON DUPLICATE KEY UPDATE n = (n * 3 + {i}) % 1000003;");
         }
         sql += &format!("CREATE DATABASE d{round}; CREATE TABLE d{round}.c (PRIMARY KEY (id)) AS SELECT * FROM r.t;");
         sql += &format!("ALTER TABLE r.t ADD COLUMN c{round} INT DEFAULT {round};");

@@ -9,6 +9,7 @@ use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::Path, time::Durat
 
 use anyhow::Context;
 use rand::Rng;
+use tokio::time::Instant;
 
 use crate::{
     archive::records::Snapshot,
@@ -30,8 +31,6 @@ use super::{run_as::RunAs, workdir::Workdir};
 const START_TIMEOUT: Duration = Duration::from_secs(1800);
 /// A clean shutdown writes every dirty page.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1800);
-/// Its connections end before the process does: it writes where it died first.
-const DEATH_LOOKS: u32 = 100;
 const DEATH_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const ACCOUNT: &str = "mysql_pitr_recover";
 const LARGEST_PACKET: &str = "1G";
@@ -106,15 +105,17 @@ impl Instance {
         self.server.log_end()
     }
 
-    /// Why the server died, if it did; one that is at it is waited for.
-    pub async fn death(&mut self) -> Option<String> {
-        for _ in 0..DEATH_LOOKS {
-            if let Err(e) = self.server.ensure_running() {
-                return Some(message(&e));
+    /// Why the server died, if it does within `patience`: its connections end before the process does, which writes first
+    /// where it died.
+    pub async fn death(&mut self, patience: Duration) -> Option<String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.server.ensure_running() {
+                Err(e) => return Some(message(&e)),
+                Ok(()) if Instant::now() > deadline => return None,
+                Ok(()) => tokio::time::sleep(DEATH_LOOK_INTERVAL).await,
             }
-            tokio::time::sleep(DEATH_LOOK_INTERVAL).await;
         }
-        None
     }
 
     /// A clean shutdown; the account goes with it if the server is handed over.

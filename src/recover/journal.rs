@@ -115,7 +115,7 @@ impl Journal {
         let path = work.join(FILE);
         durable::write(&path, &serde_json::to_vec_pretty(self)?)
             .with_context(|| format!("cannot write {}", path.display()))
-            .hint("make room on the target's volume")
+            .hint("make room on its volume, and start the same command again: it goes on where it was")
     }
 
     /// Takes up what another process left, for `intent`. Says what of it cannot be used, if so.

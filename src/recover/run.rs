@@ -3,9 +3,12 @@
 //! Each ends with an entry in the journal. Until the last the target does not start, and whenever the process dies, the same
 //! command goes on behind the last entry.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -37,6 +40,8 @@ use super::{
 
 /// What the redo log and what is replayed take beside the snapshot's data and the relay logs: a floor, not a promise.
 const HEADROOM_BYTES: u64 = 512 << 20;
+/// Of a server whose connection broke; added to every other failure's time.
+const DEATH_PATIENCE: Duration = Duration::from_millis(500);
 /// With less than this free, an error is put down to the volume.
 const FULL_BYTES: u64 = 16 << 20;
 
@@ -207,11 +212,17 @@ async fn make(
         } else {
             started?
         };
-        let held = forget_replication(&mut instance, plan).await?;
-        course.end("start");
-
-        progress.phase("replaying");
-        replayed = replay(&mut instance, plan, &held, archive, progress).await?;
+        let forgotten_and_replayed = async {
+            let held = forget_replication(&mut instance, plan).await?;
+            course.end("start");
+            progress.phase("replaying");
+            replay(&mut instance, plan, &held, archive, progress).await
+        };
+        replayed = match forgotten_and_replayed.await {
+            Ok(replayed) => replayed,
+            // A connection that broke says less than why.
+            Err(e) => return Err(instance.death(DEATH_PATIENCE).await.map_or(e, |why| anyhow!(why))),
+        };
         instance
             .stop(false)
             .await
@@ -276,7 +287,7 @@ fn ensure_room(plan: &Plan, workdir: &Workdir) -> anyhow::Result<()> {
     let needed = data + replayed.min(RELAY_LOG_BYTES_MAX) + HEADROOM_BYTES;
     let free = free_bytes(&workdir.data())?;
     if free < needed {
-        let e = anyhow::anyhow!(
+        let e = anyhow!(
             "the target folder {} has {} free, and recovery needs {}{}",
             workdir.target().display(),
             human_bytes(free),
@@ -284,7 +295,7 @@ fn ensure_room(plan: &Plan, workdir: &Workdir) -> anyhow::Result<()> {
             if is_unpacked { " to go on" } else { "" }
         );
         return Err(e).hint(if is_unpacked {
-            "make room on it, and start the same command again: it goes on where it was"
+            "make room on its volume, and start the same command again: it goes on where it was"
         } else {
             "choose a larger volume for --target-dir"
         });

@@ -19,6 +19,8 @@ use super::instance::Instance;
 
 /// A terabyte's B-trees take hours. A server that dies ends its connections at once.
 const TABLE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// A server that crashes writes a stack trace, and perhaps a core, first.
+const DEATH_PATIENCE: Duration = Duration::from_secs(10);
 /// As many as the machine has processors, but no more: each fills the buffer pool with a table of its own.
 const SESSIONS_MAX: usize = 8;
 
@@ -66,7 +68,9 @@ pub async fn check_tables(instance: &mut Instance, progress: &Progress) -> anyho
     };
     let checked = try_join_all((0..sessions).map(|_| check_some(instance, &work, progress))).await;
     if let Err(e) = checked {
-        let Some(log) = instance.death().await else { return Err(e) };
+        let Some(log) = instance.death(DEATH_PATIENCE).await else {
+            return Err(e);
+        };
         return Err(with_hint(died(&work.doing.borrow(), &log), DAMAGED_HINT));
     }
     let mut done = work.done.into_inner();
