@@ -349,34 +349,46 @@ async fn archived_version() -> String {
     snapshots[0].server_version.clone()
 }
 
-/// i10: a recovery that was killed leaves what does not start, and says so when it is tried again; then it works.
+/// A recovery that was killed is not taken for another one, and only given up if asked to.
 #[tokio::test]
-async fn i10_an_interrupted_recovery_is_tried_again() {
+async fn another_recovery_in_the_target_is_refused_until_it_is_thrown_away() {
     let mut node = ARCHIVED.copy();
     // A process that is killed leaves its folder for sockets behind: here it goes with the test's.
     node.environment.push(("TMPDIR".into(), path_text(node.dir.path()).into()));
     let target = node.target("target");
     let command = ["recover", LATEST, "--target-dir", path_text(&target)];
     let mut first = node.command(&command).kill_on_drop(true).spawn().unwrap();
-    let work = target.join(".mysql-pitr-recovery");
-    support::eventually("the server is being recovered", async || work.join("data/mysql.ibd").exists()).await;
+    let journal = target.join(".mysql-pitr-recovery/recovery.json");
+    support::eventually("the snapshot is unpacked", async || {
+        fs::read_to_string(&journal).is_ok_and(|text| text.contains("\"unpacked\""))
+    })
+    .await;
+    let said = node.fails(&command).await;
+    assert_error("target folder: at work", &said, &names(&node, &target));
     first.kill().await.unwrap();
     assert!(!target.join("mysql.ibd").exists());
 
-    let said = node.fails(&command).await;
-    assert_error("target folder: an unfinished recovery", &said, &names(&node, &target));
-    // Its server went with it, or the new one would share the folder with it.
-    support::eventually("no mysqld runs there", async || !is_used(&work)).await;
-    fs::remove_dir_all(&work).unwrap();
-    node.ok(&command).await;
+    let uuid = archived_uuid().await;
+    let other = [
+        "recover",
+        "--target-gtid",
+        &format!("{uuid}:7"),
+        "--target-dir",
+        path_text(&target),
+    ];
+    let said = node.fails(&other).await;
+    let snapshot = archived_snapshot().await;
+    let names = [names(&node, &target), vec![(&snapshot, "SNAPSHOT"), (&uuid, "UUID")]].concat();
+    assert_error("target folder: another recovery", &said, &names);
+    node.ok(&[&other[..], &["--restart"]].concat()).await;
     let recovered = Server::start_on(&target, &["--server-id=2"]).await;
-    assert_eq!(recovered.gtid_executed().await, node.archived_gtids().await.unwrap());
+    assert_eq!(recovered.gtid_executed().await.to_string(), format!("{uuid}:1-7"));
 }
 
-/// Whether a process has `folder` on its command line.
-fn is_used(folder: &Path) -> bool {
-    fs::read_dir("/proc").unwrap().flatten().any(|process| {
-        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains(&format!("--datadir={}", path_text(folder)))
-    })
+async fn archived_uuid() -> String {
+    ARCHIVED.archive().timelines().await.unwrap()[0].server_uuid.to_string()
+}
+
+async fn archived_snapshot() -> String {
+    ARCHIVED.archive().snapshots().await.unwrap()[0].id.clone()
 }

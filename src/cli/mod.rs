@@ -62,7 +62,8 @@ impl Cli {
             // It has an end of its own for signals.
             Command::Agent(args) => agent::run(args, &config()?).await,
             Command::Snapshot(args) => until_interrupted(snapshot::run(args, &config()?)).await,
-            Command::Recover(args) => until_interrupted(recover::run(args, &config()?)).await,
+            // It reports its end, also where a signal is it.
+            Command::Recover(args) => recover::run(args, &config()?).await,
             Command::Status(args) => until_interrupted(status::run(args, &config()?)).await,
             Command::List(args) => until_interrupted(list::run(args, &config()?)).await,
             Command::Adopt(args) => until_interrupted(adopt::run(args, &config()?)).await,
@@ -75,12 +76,12 @@ impl Cli {
 }
 
 /// Drops the command on a signal, and with it whatever it started or staged.
-async fn until_interrupted(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+async fn until_interrupted<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::select! {
         done = command => done,
         signal = crate::agent::wait_for_signal() => {
             signal?;
-            Err(anyhow!("interrupted")).hint("nothing was finished; a recovery's target folder does not start, and is to be emptied before the next try")
+            Err(anyhow!("interrupted")).hint("nothing was finished; a recovery's target folder does not start, and the same command goes on with it")
         }
     }
 }

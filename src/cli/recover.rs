@@ -10,15 +10,25 @@ use crate::{
     binlog::gtid::{Gtid, GtidSet},
     config::Config,
     recover::{
-        Recovered, Settings,
+        Course, Recovered, Settings,
         plan::{Request, plan},
         recover,
-        target::{Flags, parse_position},
+        report::{ArchivePlace, Report},
+        target::{Flags, Target, parse_position},
     },
-    support::{clock::parse_rfc3339, progress::Progress},
+    support::{
+        clock::{now_us, parse_rfc3339},
+        hint::message,
+        progress::Progress,
+    },
 };
 
-use super::output::{self, say};
+use super::{
+    output::{self, say},
+    until_interrupted,
+};
+
+const US_PER_MS: u64 = 1000;
 
 /// Make a server's data folder that holds exactly the transactions up to a chosen moment
 #[derive(Debug, clap::Args)]
@@ -57,12 +67,26 @@ pub struct Args {
     /// Take the history of this timeline instead of the current one's.
     #[arg(long, value_name = "N")]
     timeline: Option<u32>,
+    /// Throw away what an interrupted recovery left in the target folder, and begin with the snapshot.
+    #[arg(long)]
+    restart: bool,
+    /// Read and check every table before the server is handed over: CHECK TABLE, row counts and checksums.
+    #[arg(long, value_name = "WHAT")]
+    verify: Option<Verify>,
+    /// Write a report as JSON into this file, also where the recovery fails.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Only show the plan.
     #[arg(long)]
     dry_run: bool,
     /// Print the plan or the result as JSON.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Verify {
+    Tables,
 }
 
 const EXAMPLES: &str = "\
@@ -94,38 +118,86 @@ impl Args {
 }
 
 pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
-    let began = Instant::now();
+    let Some(target_dir) = args.target_dir.clone().filter(|_| !args.dry_run) else {
+        return until_interrupted(show_plan(args, config)).await;
+    };
+    let mut report = Report::begin(std::env::args());
+    write_report(args, &report)?;
+    let mut course = Course::new(Instant::now());
+    let attempt = attempt(args, config, target_dir, &mut course, &mut report);
+    match until_interrupted(attempt).await {
+        Ok(recovered) => {
+            report.succeeded(&recovered);
+            if args.json {
+                output::json(&recovered)?;
+            } else {
+                print(&recovered);
+            }
+            write_report(args, &report)
+        }
+        Err(e) => {
+            report.failed(&e, &course);
+            // What the recovery failed at is worth more than what its report failed at.
+            if let Err(e) = write_report(args, &report) {
+                eprintln!("{}", message(&e));
+            }
+            Err(e)
+        }
+    }
+}
+
+fn write_report(args: &Args, report: &Report) -> anyhow::Result<()> {
+    args.report.as_ref().map_or(Ok(()), |path| report.write(path))
+}
+
+async fn show_plan(args: &Args, config: &Config) -> anyhow::Result<()> {
     let request = args.request()?;
     let archive = agent::archive(config).await?;
     let progress = Progress::new(args.json);
     progress.phase("planning");
+    let summary = plan(&archive, &request).await?.summary();
+    drop(progress);
+    if args.json {
+        return output::json(&summary);
+    }
+    say!("{summary}");
+    Ok(())
+}
+
+async fn attempt(
+    args: &Args,
+    config: &Config,
+    target_dir: PathBuf,
+    course: &mut Course,
+    report: &mut Report,
+) -> anyhow::Result<Recovered> {
+    let began_us = now_us();
+    let request = args.request()?;
+    let archive = agent::archive(config).await?;
+    report.archive = Some(ArchivePlace::of(&archive));
+    let progress = Progress::new(args.json);
+    progress.phase("planning");
     let plan = plan(&archive, &request).await?;
     let summary = plan.summary();
-    let Some(target_dir) = args.target_dir.clone().filter(|_| !args.dry_run) else {
-        drop(progress);
-        if args.json {
-            return output::json(&summary);
-        }
-        say!("{summary}");
-        return Ok(());
-    };
     if !args.json {
-        eprintln!("{summary}");
+        progress.note(&summary.to_string());
     }
+    report.plan = Some(summary);
     let section = &config.recover;
     let settings = Settings {
         mysqld: section.mysqld.clone(),
         user: section.user.clone(),
         workers: section.workers,
         target_dir,
+        restart: args.restart,
+        verify_tables: args.verify == Some(Verify::Tables),
     };
-    let recovered = recover(&archive, &plan, &settings, &progress, began).await?;
-    drop(progress);
-    if args.json {
-        return output::json(&recovered);
+    let mut recovered = recover(&archive, &plan, &settings, &progress, course).await?;
+    if request.target == Target::Latest {
+        let last = plan.last.as_ref().map(|stop| stop.commit_us);
+        recovered.rpo_ms = last.map(|us| began_us.saturating_sub(us).max(0) as u64 / US_PER_MS);
     }
-    print(&recovered);
-    Ok(())
+    Ok(recovered)
 }
 
 fn print(r: &Recovered) {
@@ -141,6 +213,9 @@ fn print(r: &Recovered) {
     if !r.skipped.is_empty() {
         say!("  left out      {}, empty now", r.skipped);
     }
+    if let Some(rpo_ms) = r.rpo_ms {
+        say!("  RPO           {:.1} s before this command began", rpo_ms as f64 / MS_PER_S);
+    }
     say!("  gtid_executed {}", r.gtid_executed);
     say!("  server_uuid   {} (new)", r.server_uuid);
     let phases: Vec<String> = r
@@ -149,6 +224,10 @@ fn print(r: &Recovered) {
         .map(|p| format!("{} {:.1} s", p.name, p.ms as f64 / MS_PER_S))
         .collect();
     say!("  RTO           {:.1} s ({})", r.rto_ms as f64 / MS_PER_S, phases.join(", "));
+    if let Some(tables) = &r.tables {
+        let rows: u64 = tables.iter().map(|t| t.rows).sum();
+        say!("  tables        {} sound, {rows} rows", tables.len());
+    }
     for xa in &r.xa_prepared {
         say!("  XA prepared   {xa}: commit it or roll it back");
     }

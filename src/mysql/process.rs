@@ -131,7 +131,8 @@ impl Mysqld {
         nix::sys::signal::kill(Pid::from_raw(id.cast_signed()), signal).context("cannot signal mysqld")
     }
 
-    fn log_end(&self) -> String {
+    /// The error log's last lines.
+    pub fn log_end(&self) -> String {
         let bytes = std::fs::read(&self.error_log).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_BYTES_READ)..]).into_owned();
         let lines: Vec<&str> = text.lines().collect();

@@ -63,8 +63,13 @@ impl Session {
     }
 
     pub async fn rows<T: FromRow + Send + 'static>(&mut self, sql: &str) -> anyhow::Result<Vec<T>> {
-        let result = timeout(QUERY_TIMEOUT, self.conn.query(sql)).await;
-        self.explain(sql, QUERY_TIMEOUT, result)
+        self.rows_within(sql, QUERY_TIMEOUT).await
+    }
+
+    /// As [`Session::rows`], for what may take longer.
+    pub async fn rows_within<T: FromRow + Send + 'static>(&mut self, sql: &str, limit: Duration) -> anyhow::Result<Vec<T>> {
+        let result = timeout(limit, self.conn.query(sql)).await;
+        self.explain(sql, limit, result)
     }
 
     /// The first row.

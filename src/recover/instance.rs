@@ -9,6 +9,7 @@ use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::Path, time::Durat
 
 use anyhow::Context;
 use rand::Rng;
+use tokio::time::Instant;
 
 use crate::{
     archive::records::Snapshot,
@@ -17,15 +18,20 @@ use crate::{
         process::Mysqld,
         query::{Session, version_number},
     },
-    support::{durable, hint::OrHint, secret::Secret},
+    support::{
+        durable,
+        hint::{OrHint, message},
+        secret::Secret,
+    },
 };
 
-use super::workdir::{RunAs, Workdir};
+use super::{run_as::RunAs, workdir::Workdir};
 
 /// Crash recovery of a large buffer pool's worth of redo log takes minutes.
 const START_TIMEOUT: Duration = Duration::from_secs(1800);
 /// A clean shutdown writes every dirty page.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1800);
+const DEATH_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const ACCOUNT: &str = "mysql_pitr_recover";
 const LARGEST_PACKET: &str = "1G";
 const BUFFER_POOL_BYTES_MIN: u64 = 128 << 20;
@@ -49,6 +55,7 @@ pub enum Purpose {
 
 pub struct Instance {
     server: Mysqld,
+    endpoint: Endpoint,
     pub session: Session,
 }
 
@@ -78,11 +85,37 @@ impl Instance {
         let removed = std::fs::remove_file(&init_file);
         let session = ready?;
         removed.with_context(|| format!("cannot remove {}", init_file.display()))?;
-        Ok(Instance { server, session })
+        Ok(Instance {
+            server,
+            endpoint,
+            session,
+        })
     }
 
     pub fn ensure_running(&mut self) -> anyhow::Result<()> {
         self.server.ensure_running()
+    }
+
+    pub async fn another_session(&self) -> anyhow::Result<Session> {
+        Session::connect(&self.endpoint).await
+    }
+
+    /// The last lines of the server's error log.
+    pub fn log_end(&self) -> String {
+        self.server.log_end()
+    }
+
+    /// Why the server died, if it does within `patience`: its connections end before the process does, which writes first
+    /// where it died.
+    pub async fn death(&mut self, patience: Duration) -> Option<String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.server.ensure_running() {
+                Err(e) => return Some(message(&e)),
+                Ok(()) if Instant::now() > deadline => return None,
+                Ok(()) => tokio::time::sleep(DEATH_LOOK_INTERVAL).await,
+            }
+        }
     }
 
     /// A clean shutdown; the account goes with it if the server is handed over.

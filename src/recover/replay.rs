@@ -9,21 +9,25 @@ use uuid::Uuid;
 use crate::{
     binlog::gtid::GtidSet,
     source::{Feed, FeedProgress, Source},
-    support::{
-        clock,
-        hint::{message, with_hint},
-        progress::{Progress, human_bytes},
-    },
+    support::{hint::message, progress::Progress},
 };
 
-use super::{instance::Instance, plan::Plan};
+use super::{
+    applier::{applied_us, fail_on_error, is_applying},
+    instance::Instance,
+    pace::{Pace, Position},
+    plan::Plan,
+};
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+/// Before the error log is read for why nothing moves.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
 /// Once everything was sent, appliers that are idle and get nowhere for so long have lost something.
 const STALL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the replay did.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Replayed {
     pub transactions: u64,
     pub bytes: u64,
@@ -57,7 +61,8 @@ pub async fn replay(
         .map_err(|e| anyhow!("{}", hide_password(&message(&e))))?;
     session.execute("START REPLICA").await?;
     let total = plan.target_gtids.subtract(held).count();
-    let (mut left_before, mut moved) = (u64::MAX, Instant::now());
+    let mut pace = Pace::new(total, plan.last.as_ref().map(|stop| stop.commit_us));
+    let (mut left_before, mut moved, mut told) = (u64::MAX, Instant::now(), Instant::now());
     loop {
         let executed = instance.session.gtid_executed().await?;
         let left = plan.target_gtids.subtract(&executed).count();
@@ -68,28 +73,32 @@ pub async fn replay(
             return Err(e.context("the replay met damage in the archive"));
         }
         instance.ensure_running()?;
-        fail_on_replica_error(instance).await?;
+        fail_on_error(&mut instance.session, archive, &plan.legs).await?;
         if left != left_before {
             (left_before, moved) = (left, Instant::now());
-        } else if feed.progress.is_complete() && moved.elapsed() > STALL_PATIENCE {
-            if is_applying(instance).await? {
-                // One large transaction may take hours.
-                moved = Instant::now();
-                continue;
-            }
-            bail!(
-                "the replay came to a standstill with {left} transactions missing: {}",
-                plan.target_gtids.subtract(&executed)
-            );
+        } else if moved.elapsed() > DISK_PATIENCE {
+            fail_on_full_disk(instance)?;
         }
-        progress.update(|| {
-            let at = clock::format_utc(feed.progress.commit_us());
-            format!(
-                "{} of {total} transactions, {} sent, at {at}",
-                total - left,
-                human_bytes(feed.progress.bytes())
-            )
-        });
+        if feed.progress.is_complete() && moved.elapsed() > STALL_PATIENCE {
+            if !is_applying(&mut instance.session).await? {
+                bail!(
+                    "the replay came to a standstill with {left} transactions missing: {}",
+                    plan.target_gtids.subtract(&executed)
+                );
+            }
+            // One large transaction may take hours.
+            moved = Instant::now();
+        }
+        pace.look(Instant::now().into_std(), total - left);
+        if told.elapsed() > TELL_INTERVAL {
+            told = Instant::now();
+            let at = Position {
+                transactions: total - left,
+                bytes: feed.progress.bytes(),
+                applied_us: applied_us(&mut instance.session).await?,
+            };
+            progress.update(|| pace.tell(at));
+        }
         sleep(LOOK_INTERVAL).await;
     }
     instance.session.execute("STOP REPLICA").await?;
@@ -105,32 +114,13 @@ pub async fn replay(
     })
 }
 
-async fn is_applying(instance: &mut Instance) -> anyhow::Result<bool> {
-    let sql = "SELECT COUNT(*) FROM performance_schema.replication_applier_status_by_worker WHERE applying_transaction <> ''";
-    let (busy,): (u64,) = instance.session.one(sql).await?;
-    Ok(busy > 0)
-}
-
-/// Nothing is skipped: the first transaction that cannot be applied ends the recovery and is named.
-async fn fail_on_replica_error(instance: &mut Instance) -> anyhow::Result<()> {
-    let sql = "SELECT last_error_number, last_error_message, applying_transaction FROM performance_schema.replication_applier_status_by_worker \
-               WHERE last_error_number <> 0 \
-               UNION ALL SELECT last_error_number, last_error_message, '' FROM performance_schema.replication_applier_status_by_coordinator \
-               WHERE last_error_number <> 0";
-    let rows: Vec<(u32, String, String)> = instance.session.rows(sql).await?;
-    if let Some((number, message, transaction)) = rows.into_iter().next() {
-        let e = anyhow!("the server could not apply transaction {transaction}: {message} (error {number})");
-        return Err(with_hint(
-            e,
-            "recover to the moment before it, and look at what it does with `mysql-pitr search`",
-        ));
-    }
-    let sql = "SELECT last_error_number, last_error_message FROM performance_schema.replication_connection_status \
-               WHERE last_error_number <> 0 AND service_state = 'OFF'";
-    let rows: Vec<(u32, String)> = instance.session.rows(sql).await?;
-    match rows.into_iter().next() {
+/// The server waits for room by itself, for ever, where it cannot write what it receives.
+fn fail_on_full_disk(instance: &Instance) -> anyhow::Result<()> {
+    const WORDS: [&str; 2] = ["No space left on device", "Disk is full"];
+    let log = instance.log_end();
+    match log.lines().find(|line| WORDS.iter().any(|words| line.contains(words))) {
+        Some(line) => bail!("the server cannot write: {line}"),
         None => Ok(()),
-        Some((number, message)) => bail!("the server could not read the archive from this process: {message} (error {number})"),
     }
 }
 

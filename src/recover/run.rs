@@ -1,10 +1,14 @@
 //! The phases, top to bottom.
 //!
-//! One that fails leaves the target as it was. One that is killed leaves it unstartable, and the next one says so.
+//! Each ends with an entry in the journal. Until the last the target does not start, and whenever the process dies, the same
+//! command goes on behind the last entry.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -14,10 +18,10 @@ use crate::{
         records::{DESCENT_FILE, Descent, FORMAT_VERSION},
     },
     binlog::gtid::GtidSet,
-    mysql::{preflight::free_bytes, query::Session},
+    mysql::preflight::free_bytes,
     support::{
         clock,
-        hint::OrHint,
+        hint::{OrHint, with_hint},
         progress::{Progress, human_bytes},
     },
     volume::tarball,
@@ -25,13 +29,21 @@ use crate::{
 
 use super::{
     instance::{Instance, Purpose, RELAY_LOG_BYTES_MAX, check_version},
+    journal::{Intent, Reached},
     plan::Plan,
     replay::{Replayed, replay},
-    workdir::{RunAs, Workdir},
+    run_as::RunAs,
+    tables::CheckedTable,
+    verify::{Verified, verify},
+    workdir::Workdir,
 };
 
 /// What the redo log and what is replayed take beside the snapshot's data and the relay logs: a floor, not a promise.
 const HEADROOM_BYTES: u64 = 512 << 20;
+/// Of a server whose connection broke; added to every other failure's time.
+const DEATH_PATIENCE: Duration = Duration::from_millis(500);
+/// With less than this free, an error is put down to the volume.
+const FULL_BYTES: u64 = 16 << 20;
 
 /// How to recover.
 #[derive(Debug, Clone)]
@@ -40,6 +52,9 @@ pub struct Settings {
     pub user: Option<String>,
     pub workers: u16,
     pub target_dir: PathBuf,
+    /// Throw away what an interrupted recovery left in the target.
+    pub restart: bool,
+    pub verify_tables: bool,
 }
 
 /// What was recovered.
@@ -64,9 +79,23 @@ pub struct Recovered {
     /// Events that do not run: a server disables each event that it is told of by replication, whether or not it ran at the
     /// source.
     pub events_disabled: Vec<String>,
-    /// From the command's start to a server that is ready to be started.
+    pub mysqld_version: String,
+    /// Where `--verify tables` was asked for: every table, sound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tables: Option<Vec<CheckedTable>>,
+    /// From this command's start to a server that is ready to be started.
     pub rto_ms: u64,
+    /// Of `--latest`: from the last transaction's commit to this command's start. What was committed in between, if
+    /// anything was, is not recovered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rpo_ms: Option<u64>,
+    /// How far a process before this one had come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resumed_after: Option<Reached>,
+    /// Of this command.
     pub phases: Vec<Phase>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -75,45 +104,79 @@ pub struct Phase {
     pub ms: u64,
 }
 
-struct Phases {
+/// What happens on the way; the caller's, so that it is known also where the recovery fails.
+#[derive(Debug)]
+pub struct Course {
     began: Instant,
-    done: Vec<Phase>,
+    pub phases: Vec<Phase>,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+    /// How far another process had come before it was interrupted.
+    pub resumed_after: Option<Reached>,
 }
 
-impl Phases {
+impl Course {
+    /// `began`: when the command was given.
+    pub fn new(began: Instant) -> Course {
+        Course {
+            began,
+            phases: Vec::new(),
+            warnings: Vec::new(),
+            resumed_after: None,
+        }
+    }
+
     fn end(&mut self, name: &'static str) {
-        let so_far: u64 = self.done.iter().map(|p| p.ms).sum();
-        self.done.push(Phase {
+        let so_far: u64 = self.phases.iter().map(|p| p.ms).sum();
+        self.phases.push(Phase {
             name,
             ms: self.began.elapsed().as_millis() as u64 - so_far,
         });
     }
+
+    fn warn(&mut self, progress: &Progress, text: String) {
+        progress.note(&text);
+        self.warnings.push(text);
+    }
 }
 
-/// Carries out `plan`. `began`: when the command was given.
+/// Carries out `plan`, or what is left of it. One that fails before the snapshot is unpacked leaves the target as it was; later,
+/// its work stays, for the same command to go on with.
 pub async fn recover(
     archive: &Archive,
     plan: &Plan,
     settings: &Settings,
     progress: &Progress,
-    began: Instant,
+    course: &mut Course,
 ) -> anyhow::Result<Recovered> {
-    let mut phases = Phases { began, done: Vec::new() };
-    phases.end("plan");
+    course.end("plan");
     let newest = plan
         .legs
         .last()
         .map_or(&plan.snapshot.server_version, |leg| &leg.binlog.opening.server_version);
     check_version(&settings.mysqld, newest).await?;
-    let workdir = Workdir::create(&settings.target_dir, RunAs::find(settings.user.as_deref())?)?;
-    match make(archive, plan, settings, progress, &workdir, &mut phases).await {
+    let run_as = RunAs::find(settings.user.as_deref())?;
+    let intent = Intent::of(archive, plan);
+    let note = |text: String| course.warn(progress, text);
+    let mut workdir = Workdir::open(&settings.target_dir, run_as, intent, settings.restart, note)?;
+    if workdir.reached() > Reached::Begun {
+        course.resumed_after = Some(workdir.reached());
+        progress.note(&format!("going on with the recovery that began at {}", workdir.begun_at()));
+    }
+    match make(archive, plan, settings, progress, &mut workdir, course).await {
         Ok((verified, replayed)) => {
+            progress.phase("moving the files into place");
             workdir.finish()?;
-            phases.end("finish");
-            Ok(report(plan, settings, verified, &replayed, phases))
+            course.end("finish");
+            Ok(report(plan, settings, verified, &replayed, course))
         }
         Err(e) => {
-            workdir.discard().await;
+            let e = explain_full_disk(e, &workdir);
+            if workdir.reached() == Reached::Begun {
+                workdir.discard().await;
+            } else {
+                progress.note("what was done so far is kept: the same command goes on with it, --restart begins anew");
+            }
             Err(e)
         }
     }
@@ -125,46 +188,59 @@ async fn make(
     plan: &Plan,
     settings: &Settings,
     progress: &Progress,
-    workdir: &Workdir,
-    phases: &mut Phases,
+    workdir: &mut Workdir,
+    course: &mut Course,
 ) -> anyhow::Result<(Verified, Replayed)> {
-    ensure_room(plan, workdir)?;
-
-    progress.phase("unpacking the snapshot");
-    let snapshot = &plan.snapshot;
-    tarball::unpack(
-        &archive.store,
-        &snapshot.data_key,
-        &snapshot.stored_sha256,
-        &workdir.data(),
-        |read| {
-            progress.update(|| format!("{} of {}", human_bytes(read), human_bytes(snapshot.stored_bytes)));
-        },
-    )
-    .await?;
-    workdir.own_data()?;
-    phases.end("unpack");
-
-    progress.phase("starting the server");
-    let purpose = Purpose::Replay {
-        workers: settings.workers,
-    };
-    let mut instance = Instance::start(&settings.mysqld, workdir, snapshot, purpose).await?;
-    let held = forget_replication(&mut instance, plan).await?;
-    phases.end("start");
-
-    progress.phase("replaying");
-    let replayed = replay(&mut instance, plan, &held, archive, progress).await?;
-    phases.end("replay");
-
+    let mut replayed = Replayed::default();
+    let lacks_proof = settings.verify_tables && workdir.verified().is_some_and(|v| v.tables.is_none());
+    if lacks_proof && !workdir.prove_again()? {
+        let text = "the tables are not checked: an interrupted recovery was moving its files already".to_owned();
+        course.warn(progress, text);
+    }
+    if workdir.reached() < Reached::Replayed {
+        ensure_room(plan, workdir)?;
+    }
+    if workdir.reached() == Reached::Begun {
+        unpack(archive, plan, progress, workdir).await?;
+        course.end("unpack");
+    }
+    if workdir.reached() == Reached::Unpacked {
+        let resumed = course.resumed_after.is_some();
+        progress.phase("starting the server");
+        let purpose = Purpose::Replay {
+            workers: settings.workers,
+        };
+        let started = Instance::start(&settings.mysqld, workdir, &plan.snapshot, purpose).await;
+        let mut instance = if resumed {
+            started
+                .context("the server does not start on what an interrupted recovery left")
+                .hint("give the same command again; if it fails in the same way, begin anew with --restart")?
+        } else {
+            started?
+        };
+        let forgotten_and_replayed = async {
+            let held = forget_replication(&mut instance, plan).await?;
+            course.end("start");
+            progress.phase("replaying");
+            replay(&mut instance, plan, &held, archive, progress).await
+        };
+        replayed = match forgotten_and_replayed.await {
+            Ok(replayed) => replayed,
+            // A connection that broke says less than why.
+            Err(e) => return Err(instance.death(DEATH_PATIENCE).await.map_or(e, |why| anyhow!(why))),
+        };
+        instance
+            .stop(false)
+            .await
+            .context("the replayed server did not shut down cleanly")?;
+        workdir.replayed()?;
+        course.end("replay");
+    }
+    if let Some(verified) = workdir.verified().filter(|_| workdir.reached() == Reached::Verified) {
+        return Ok((verified.clone(), replayed));
+    }
     progress.phase("restarting to verify");
-    instance
-        .stop(false)
-        .await
-        .context("the replayed server did not shut down cleanly")?;
-    let verified = verify(settings, plan, workdir).await?;
-    phases.end("verify");
-
+    let verified = verify(settings, plan, workdir, progress).await?;
     let descent = Descent {
         format: FORMAT_VERSION,
         shard: archive.shard.to_string(),
@@ -174,10 +250,24 @@ async fn make(
         skipped: plan.newly_skipped.clone(),
     };
     workdir.write_data(DESCENT_FILE, &serde_json::to_vec_pretty(&descent)?)?;
+    workdir.proven(verified.clone())?;
+    course.end("verify");
     Ok((verified, replayed))
 }
 
-fn report(plan: &Plan, settings: &Settings, verified: Verified, replayed: &Replayed, phases: Phases) -> Recovered {
+async fn unpack(archive: &Archive, plan: &Plan, progress: &Progress, workdir: &mut Workdir) -> anyhow::Result<()> {
+    progress.phase("unpacking the snapshot");
+    let snapshot = &plan.snapshot;
+    let (key, sha256) = (&snapshot.data_key, &snapshot.stored_sha256);
+    tarball::unpack(&archive.store, key, sha256, &workdir.data(), |read| {
+        progress.update(|| format!("{} of {}", human_bytes(read), human_bytes(snapshot.stored_bytes)));
+    })
+    .await?;
+    workdir.own_data()?;
+    workdir.unpacked()
+}
+
+fn report(plan: &Plan, settings: &Settings, verified: Verified, replayed: &Replayed, course: &Course) -> Recovered {
     Recovered {
         target_dir: settings.target_dir.clone(),
         server_uuid: verified.server_uuid,
@@ -189,25 +279,54 @@ fn report(plan: &Plan, settings: &Settings, verified: Verified, replayed: &Repla
         shortfall: plan.shortfall.clone(),
         xa_prepared: verified.xa_prepared,
         events_disabled: verified.events_disabled,
-        rto_ms: phases.began.elapsed().as_millis() as u64,
-        phases: phases.done,
+        mysqld_version: verified.server_version,
+        tables: verified.tables,
+        rto_ms: course.began.elapsed().as_millis() as u64,
+        rpo_ms: None,
+        resumed_after: course.resumed_after,
+        phases: course.phases.clone(),
+        warnings: course.warnings.clone(),
     }
 }
 
 fn ensure_room(plan: &Plan, workdir: &Workdir) -> anyhow::Result<()> {
     let replayed: u64 = plan.legs.iter().map(|leg| leg.binlog.bytes()).sum();
-    let needed = plan.snapshot.data_bytes + replayed.min(RELAY_LOG_BYTES_MAX) + HEADROOM_BYTES;
+    let is_unpacked = workdir.reached() >= Reached::Unpacked;
+    let data = if is_unpacked { 0 } else { plan.snapshot.data_bytes };
+    let needed = data + replayed.min(RELAY_LOG_BYTES_MAX) + HEADROOM_BYTES;
     let free = free_bytes(&workdir.data())?;
     if free < needed {
-        let e = anyhow::anyhow!(
-            "the target folder {} has {} free, and recovery needs {}",
+        let e = anyhow!(
+            "the target folder {} has {} free, and recovery needs {}{}",
             workdir.target().display(),
             human_bytes(free),
-            human_bytes(needed)
+            human_bytes(needed),
+            if is_unpacked { " to go on" } else { "" }
         );
-        return Err(e).hint("choose a larger volume for --target-dir");
+        return Err(e).hint(if is_unpacked {
+            "make room on its volume, and start the same command again: it goes on where it was"
+        } else {
+            "choose a larger volume for --target-dir"
+        });
     }
     Ok(())
+}
+
+/// A full volume shows itself in many ways.
+fn explain_full_disk(e: anyhow::Error, workdir: &Workdir) -> anyhow::Error {
+    let Ok(free) = free_bytes(workdir.target()) else { return e };
+    if free > FULL_BYTES || workdir.reached() == Reached::Begun {
+        return e;
+    }
+    let what = format!(
+        "the volume of {} is full ({} free)",
+        workdir.target().display(),
+        human_bytes(free)
+    );
+    with_hint(
+        e.context(what),
+        "make room on it, and start the same command again: it goes on where it was",
+    )
 }
 
 /// What the copied server replicated from is none of its business any more. Returns what it has executed: only the server
@@ -224,54 +343,4 @@ async fn forget_replication(instance: &mut Instance, plan: &Plan) -> anyhow::Res
         );
     }
     Ok(held)
-}
-
-/// What the recovered server says of itself.
-struct Verified {
-    server_uuid: Uuid,
-    xa_prepared: Vec<String>,
-    events_disabled: Vec<String>,
-}
-
-/// i7: a clean start with the server's own durability, and exactly the planned set.
-async fn verify(settings: &Settings, plan: &Plan, workdir: &Workdir) -> anyhow::Result<Verified> {
-    let mut instance = Instance::start(&settings.mysqld, workdir, &plan.snapshot, Purpose::Verify)
-        .await
-        .context("the recovered server does not start")?;
-    let executed = instance.session.gtid_executed().await?;
-    if executed != plan.target_gtids {
-        bail!("the recovered server holds {executed} instead of {}", plan.target_gtids);
-    }
-    let server_uuid = instance.session.variables().await?.server_uuid()?;
-    let xa_prepared = xa_prepared(&mut instance.session).await?;
-    let events: Vec<(String,)> = instance
-        .session
-        .rows(
-            "SELECT CONCAT('`', event_schema, '`.`', event_name, '`') FROM information_schema.events \
-             WHERE status LIKE '%SIDE_DISABLED' ORDER BY 1",
-        )
-        .await?;
-    instance.session.execute("SET GLOBAL super_read_only = OFF").await?;
-    instance
-        .stop(true)
-        .await
-        .context("the recovered server did not shut down cleanly")?;
-    Ok(Verified {
-        server_uuid,
-        xa_prepared,
-        events_disabled: events.into_iter().map(|(name,)| name).collect(),
-    })
-}
-
-async fn xa_prepared(session: &mut Session) -> anyhow::Result<Vec<String>> {
-    let rows: Vec<(i64, usize, usize, String)> = session.rows("XA RECOVER CONVERT XID").await?;
-    Ok(rows
-        .into_iter()
-        .map(|(format, gtrid_bytes, _, data)| {
-            // Both parts in one hexadecimal number; where the first ends, its length says.
-            let digits = data.trim_start_matches("0x");
-            let (gtrid, bqual) = digits.split_at_checked(2 * gtrid_bytes).unwrap_or((digits, ""));
-            format!("X'{gtrid}',X'{bqual}',{format}")
-        })
-        .collect())
 }

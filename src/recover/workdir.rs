@@ -1,75 +1,40 @@
 //! The target folder, which becomes startable by the very last file that is moved into it.
 //!
-//! Everything happens in a subfolder, which no mysqld takes for a server's data. A recovery that fails removes it; one that
-//! is killed leaves it, and the next one refuses the target and says so.
+//! Everything happens in a subfolder, which no mysqld takes for a server's data. Its journal says how far the recovery is, so
+//! that the same command goes on with what one that failed or was killed left; a lock keeps two of them apart.
 
 use std::{
-    ffi::OsStr,
-    fs::{self, DirBuilder, File, Permissions},
+    ffi::{OsStr, OsString},
+    fs::{self, DirBuilder, File, Permissions, TryLockError},
     os::{
         fd::AsFd,
-        unix::fs::{DirBuilderExt, PermissionsExt, chown},
+        unix::fs::{DirBuilderExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, anyhow};
-use nix::unistd::{User, geteuid};
+use uuid::Uuid;
 
 use crate::support::{durable, hint::OrHint, hint::with_hint};
+
+use super::{
+    journal::{Intent, Journal, Reached},
+    run_as::RunAs,
+    verify::Verified,
+};
 
 const WORK: &str = ".mysql-pitr-recovery";
 /// Without it mysqld finds no data dictionary.
 const STARTABLE: &str = "mysql.ibd";
-const DEFAULT_USER: &str = "mysql";
+const RESTART_HINT: &str = "give --restart to throw that recovery away, or name another folder with --target-dir";
 /// As mysqld makes its own.
 const FOLDER_MODE: u32 = 0o750;
 /// Leaves room for the folder's and the socket's names in a socket's path.
 const TEMP_PATH_BYTES_MAX: usize = 64;
 const DISCARD_ATTEMPTS: u32 = 50;
 const DISCARD_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Who mysqld runs as, where this process is root.
-#[derive(Debug, Clone)]
-pub struct RunAs {
-    pub name: String,
-    uid: u32,
-    gid: u32,
-}
-
-impl RunAs {
-    /// None where this process is not root: mysqld then runs as whoever we are.
-    pub fn find(configured: Option<&str>) -> anyhow::Result<Option<RunAs>> {
-        if !geteuid().is_root() {
-            return Ok(None);
-        }
-        let lookup = |name: &str| User::from_name(name).with_context(|| format!("cannot look up the user {name}"));
-        let user = match configured {
-            Some(name) => lookup(name)?
-                .with_context(|| format!("there is no user {name}"))
-                .hint("set user in the [recover] section")?,
-            None => match lookup(DEFAULT_USER)? {
-                Some(user) => user,
-                None => lookup("root")?.context("there is no user root")?,
-            },
-        };
-        Ok(Some(RunAs {
-            name: user.name,
-            uid: user.uid.as_raw(),
-            gid: user.gid.as_raw(),
-        }))
-    }
-
-    /// User and group to start mysqld with; None for root, which mysqld wants to be told by an option.
-    pub fn ids(&self) -> Option<(u32, u32)> {
-        (self.uid != 0).then_some((self.uid, self.gid))
-    }
-
-    fn own(&self, path: &Path) -> anyhow::Result<()> {
-        chown(path, Some(self.uid), Some(self.gid)).with_context(|| format!("cannot give {} to {}", path.display(), self.name))
-    }
-}
 
 /// The target while it is being made.
 #[derive(Debug)]
@@ -78,12 +43,25 @@ pub struct Workdir {
     run_as: Option<RunAs>,
     /// Whether the target folder was not there before.
     created: bool,
+    journal: Journal,
     sockets: SocketFolder,
+    /// Held until this process ends, however it ends.
+    _lock: File,
 }
 
 impl Workdir {
-    /// Refuses a target that is not empty.
-    pub fn create(target: &Path, run_as: Option<RunAs>) -> anyhow::Result<Workdir> {
+    /// Begins `intent` in an empty or new folder, or takes up what was done of it; tells `note` what a person should know.
+    /// With `restart` what was done is thrown away.
+    ///
+    /// # Errors
+    /// Where the target holds anything else, or another process is at work in it.
+    pub fn open(
+        target: &Path,
+        run_as: Option<RunAs>,
+        intent: Intent,
+        restart: bool,
+        mut note: impl FnMut(String),
+    ) -> anyhow::Result<Workdir> {
         let shown = target.display();
         let created = !target.exists();
         if created {
@@ -91,41 +69,124 @@ impl Workdir {
             made.with_context(|| format!("cannot create the target folder {shown}"))
                 .hint("create its parent folder")?;
         }
-        if target.join(WORK).exists() {
-            let e = anyhow!("the target folder {shown} holds a recovery that did not finish");
-            return Err(with_hint(
-                e,
-                "empty the folder and start again; nothing outside it was changed",
-            ));
+        let target = fs::canonicalize(target)?;
+        let work = target.join(WORK);
+        let occupied = first_entry(&target)?;
+        let there = work.exists();
+        if !there {
+            ensure_empty(&target, occupied.as_deref())?;
+            make_folder(&work)?;
+            run_as
+                .as_ref()
+                .map_or(Ok(()), |user| user.own(&target).and_then(|()| user.own(&work)))?;
         }
-        let mut entries = fs::read_dir(target).with_context(|| format!("cannot read the target folder {shown}"))?;
-        if let Some(entry) = entries.find(|e| e.as_ref().is_ok_and(|e| e.file_name() != "lost+found")) {
-            let e = anyhow!(
-                "the target folder {shown} is not empty: it holds {}",
-                entry?.file_name().display()
-            );
-            return Err(with_hint(e, "name an empty folder with --target-dir; nothing was changed"));
+        let lock = lock(&work, &target)?;
+        let left = if there && !restart {
+            Journal::read(&work).hint(RESTART_HINT)?
+        } else {
+            None
+        };
+        let is_moving = left.as_ref().is_some_and(|j| j.reached == Reached::Verified);
+        if !is_moving {
+            ensure_empty(&target, occupied.as_deref())?;
         }
+        let journal = match left {
+            None => Journal::begin(intent)?,
+            Some(mut journal) => {
+                let taken_up = journal.take_up(intent);
+                let lost = taken_up
+                    .with_context(|| {
+                        format!(
+                            "the target folder {} holds another recovery that did not finish",
+                            target.display()
+                        )
+                    })
+                    .hint("name another folder with --target-dir, or give --restart to throw that one away")?;
+                if let Some(lost) = lost {
+                    note(lost.to_owned());
+                }
+                journal
+            }
+        };
+        let sockets = SocketFolder::create(journal.id, run_as.as_ref())?;
         let workdir = Workdir {
-            target: fs::canonicalize(target)?,
+            target,
             run_as,
             created,
-            sockets: SocketFolder::create()?,
+            journal,
+            sockets,
+            _lock: lock,
         };
-        for folder in [workdir.target.join(WORK), workdir.data(), workdir.scratch()] {
-            let made = DirBuilder::new().mode(FOLDER_MODE).create(&folder);
-            made.with_context(|| format!("cannot create {}", folder.display()))?;
-        }
-        for folder in [
-            workdir.target.clone(),
-            workdir.target.join(WORK),
-            workdir.data(),
-            workdir.scratch(),
-            workdir.sockets.0.clone(),
-        ] {
-            workdir.own(&folder)?;
+        if workdir.reached() == Reached::Begun {
+            workdir.begin_anew()?;
+        } else {
+            workdir.journal.write(&work)?;
         }
         Ok(workdir)
+    }
+
+    /// Empty folders, and the intent before them.
+    fn begin_anew(&self) -> anyhow::Result<()> {
+        self.journal.write(&self.work())?;
+        for folder in [self.data(), self.scratch()] {
+            if folder.exists() {
+                fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+            }
+            make_folder(&folder)?;
+            self.own(&folder)?;
+        }
+        Ok(())
+    }
+
+    pub fn reached(&self) -> Reached {
+        self.journal.reached
+    }
+
+    /// When the recovery was first begun.
+    pub fn begun_at(&self) -> &str {
+        &self.journal.begun_at
+    }
+
+    /// What a process before this one proved already.
+    pub fn verified(&self) -> Option<&Verified> {
+        self.journal.verified.as_ref()
+    }
+
+    pub fn unpacked(&mut self) -> anyhow::Result<()> {
+        self.reach(Reached::Unpacked)
+    }
+
+    /// Once the server was shut down cleanly. From here on a crash of the machine loses nothing.
+    pub fn replayed(&mut self) -> anyhow::Result<()> {
+        let flushed = nix::unistd::syncfs(File::open(&self.target)?.as_fd());
+        flushed.context("cannot flush the recovered files to disk")?;
+        self.reach(Reached::Replayed)
+    }
+
+    /// After this nothing is left but to move the files.
+    pub fn proven(&mut self, verified: Verified) -> anyhow::Result<()> {
+        let flushed = nix::unistd::syncfs(File::open(&self.target)?.as_fd());
+        flushed.context("cannot flush the recovered files to disk")?;
+        self.journal.verified = Some(verified);
+        self.reach(Reached::Verified)
+    }
+
+    /// Asks for the proof once more, unless the files are moving already.
+    pub fn prove_again(&mut self) -> anyhow::Result<bool> {
+        let nothing_moved = first_entry(&self.target)?.is_none();
+        if nothing_moved {
+            self.reach(Reached::Replayed)?;
+        }
+        Ok(nothing_moved)
+    }
+
+    fn reach(&mut self, reached: Reached) -> anyhow::Result<()> {
+        self.journal.reached = reached;
+        self.journal.write(&self.work())
+    }
+
+    fn work(&self) -> PathBuf {
+        self.target.join(WORK)
     }
 
     pub fn target(&self) -> &Path {
@@ -133,12 +194,12 @@ impl Workdir {
     }
 
     pub fn data(&self) -> PathBuf {
-        self.target.join(WORK).join("data")
+        self.work().join("data")
     }
 
     /// For relay logs, the init file and the error log: on the target's volume, and gone with the working folder.
     pub fn scratch(&self) -> PathBuf {
-        self.target.join(WORK).join("scratch")
+        self.work().join("scratch")
     }
 
     /// Where the server listens.
@@ -177,9 +238,9 @@ impl Workdir {
         self.own(&path)
     }
 
-    /// Removes what a failed recovery made, so that it can be tried again.
+    /// Removes what a failed recovery made, so that the target is as it was.
     pub async fn discard(self) {
-        let work = self.target.join(WORK);
+        let work = self.work();
         // A mysqld that was just killed may still be writing.
         for _ in 0..DISCARD_ATTEMPTS {
             if fs::remove_dir_all(&work).is_ok() || !work.exists() {
@@ -193,22 +254,68 @@ impl Workdir {
         }
     }
 
-    /// Makes the data durable and moves it where it belongs; the file without which nothing starts comes last.
+    /// Moves the data where it belongs; the file without which nothing starts comes last. Goes on where another process was
+    /// killed at it: a file is in one of two places, and the journal goes once nothing is left to move.
     pub fn finish(self) -> anyhow::Result<()> {
-        let data = self.data();
+        let (data, work) = (self.data(), self.work());
         let root = File::open(&self.target)?;
-        nix::unistd::syncfs(root.as_fd()).context("cannot flush the recovered files to disk")?;
-        let mut names: Vec<_> = fs::read_dir(&data)?
-            .map(|e| e.map(|e| e.file_name()))
-            .collect::<Result<_, _>>()?;
-        names.sort_by_key(|name| name == OsStr::new(STARTABLE));
-        for name in names {
-            let to = self.target.join(&name);
-            fs::rename(data.join(&name), &to).with_context(|| format!("cannot move {} into place", to.display()))?;
-            root.sync_all()?;
+        if data.exists() {
+            let mut names: Vec<_> = fs::read_dir(&data)?
+                .map(|e| e.map(|e| e.file_name()))
+                .collect::<Result<_, _>>()?;
+            names.sort_by_key(|name| name == OsStr::new(STARTABLE));
+            for name in names {
+                let to = self.target.join(&name);
+                fs::rename(data.join(&name), &to).with_context(|| format!("cannot move {} into place", to.display()))?;
+                root.sync_all()?;
+            }
+            fs::remove_dir(&data)?;
         }
-        fs::remove_dir_all(self.target.join(WORK))?;
+        if self.scratch().exists() {
+            fs::remove_dir_all(self.scratch())?;
+        }
+        fs::remove_dir_all(work)?;
         root.sync_all().context("cannot flush the target folder to disk")
+    }
+}
+
+/// What is in the target beside the working folder.
+fn first_entry(target: &Path) -> anyhow::Result<Option<OsString>> {
+    let entries = fs::read_dir(target).with_context(|| format!("cannot read the target folder {}", target.display()))?;
+    for entry in entries {
+        let name = entry?.file_name();
+        if name != WORK && name != "lost+found" {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+fn ensure_empty(target: &Path, occupied: Option<&OsStr>) -> anyhow::Result<()> {
+    let Some(name) = occupied else { return Ok(()) };
+    let e = anyhow!(
+        "the target folder {} is not empty: it holds {}",
+        target.display(),
+        name.display()
+    );
+    Err(with_hint(e, "name an empty folder with --target-dir; nothing was changed"))
+}
+
+fn make_folder(folder: &Path) -> anyhow::Result<()> {
+    let made = DirBuilder::new().mode(FOLDER_MODE).create(folder);
+    made.with_context(|| format!("cannot create {}", folder.display()))
+}
+
+fn lock(work: &Path, target: &Path) -> anyhow::Result<File> {
+    let path = work.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let e = anyhow!("another mysql-pitr is recovering into {}", target.display());
+            Err(with_hint(e, "wait for it, or name another folder with --target-dir"))
+        }
+        Err(TryLockError::Error(e)) => Err(anyhow!(e).context(format!("cannot lock {}", path.display()))),
     }
 }
 
@@ -217,8 +324,9 @@ impl Workdir {
 struct SocketFolder(PathBuf);
 
 impl SocketFolder {
-    fn create() -> anyhow::Result<SocketFolder> {
-        let random = uuid::Uuid::new_v4().simple().to_string();
+    /// By the recovery's id: one that was killed left its own behind.
+    fn create(id: Uuid, run_as: Option<&RunAs>) -> anyhow::Result<SocketFolder> {
+        let random = id.simple().to_string();
         let configured = std::env::temp_dir();
         let parent = if configured.as_os_str().len() > TEMP_PATH_BYTES_MAX {
             Path::new("/tmp")
@@ -226,10 +334,13 @@ impl SocketFolder {
             &configured
         };
         let path = parent.join(format!("mysql-pitr-{}", &random[..12]));
+        let _ = fs::remove_dir_all(&path);
         let made = DirBuilder::new().mode(0o700).create(&path);
         made.with_context(|| format!("cannot create {}", path.display()))
             .hint("set TMPDIR to a folder that may be written")?;
-        Ok(SocketFolder(path))
+        let sockets = SocketFolder(path);
+        run_as.map_or(Ok(()), |user| user.own(&sockets.0))?;
+        Ok(sockets)
     }
 }
 
@@ -241,23 +352,89 @@ impl Drop for SocketFolder {
 
 #[cfg(test)]
 mod tests {
+    use crate::recover::journal::tests::intent;
+
     use super::*;
+
+    const GTIDS: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5";
+
+    fn open(target: &Path, restart: bool) -> anyhow::Result<Workdir> {
+        Workdir::open(target, None, intent(GTIDS), restart, |_| {})
+    }
+
+    fn names(folder: &Path) -> Vec<OsString> {
+        let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    }
+
+    fn verified() -> Verified {
+        Verified {
+            server_uuid: Uuid::nil(),
+            server_version: String::new(),
+            xa_prepared: Vec::new(),
+            events_disabled: Vec::new(),
+            tables: None,
+        }
+    }
 
     #[test]
     fn a_target_that_is_not_empty_is_refused_and_untouched() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("precious"), b"x").unwrap();
-        let error = Workdir::create(dir.path(), None).unwrap_err();
-        assert!(crate::support::hint::render(&error).contains("is not empty: it holds precious"));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        for restart in [false, true] {
+            let error = open(dir.path(), restart).unwrap_err();
+            assert!(crate::support::hint::render(&error).contains("is not empty: it holds precious"));
+            assert_eq!(names(dir.path()), ["precious"]);
+        }
     }
 
     #[test]
-    fn an_unfinished_recovery_is_recognised() {
+    fn i10_a_recovery_is_taken_up_unless_its_process_lives() {
         let dir = tempfile::tempdir().unwrap();
-        drop(Workdir::create(dir.path(), None).unwrap());
-        let error = Workdir::create(dir.path(), None).unwrap_err();
-        assert!(error.root_cause().to_string().contains("did not finish"));
+        let mut first = open(dir.path(), false).unwrap();
+        first.write_data("a", b"x").unwrap();
+        first.unpacked().unwrap();
+        let error = open(dir.path(), true).unwrap_err();
+        assert!(
+            error
+                .root_cause()
+                .to_string()
+                .contains("another mysql-pitr is recovering into")
+        );
+        drop(first);
+        let again = open(dir.path(), false).unwrap();
+        assert_eq!(again.reached(), Reached::Unpacked);
+        assert_eq!(names(&again.data()), ["a"]);
+        drop(again);
+        let anew = open(dir.path(), true).unwrap();
+        assert_eq!(anew.reached(), Reached::Begun);
+        assert_eq!(names(&anew.data()), Vec::<OsString>::new());
+    }
+
+    #[test]
+    fn i10_what_was_half_unpacked_is_unpacked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path(), false).unwrap().write_data("half", b"x").unwrap();
+        assert_eq!(names(&open(dir.path(), false).unwrap().data()), Vec::<OsString>::new());
+        // Killed before it could even write its journal.
+        fs::remove_file(dir.path().join(WORK).join(super::super::journal::FILE)).unwrap();
+        assert_eq!(open(dir.path(), false).unwrap().reached(), Reached::Begun);
+    }
+
+    #[test]
+    fn another_recovery_is_not_taken_up() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path(), false).unwrap().unpacked().unwrap();
+        let mut other = intent(GTIDS);
+        other.snapshot = "another".into();
+        let error = Workdir::open(dir.path(), None, other, false, |_| {}).unwrap_err();
+        let text = crate::support::hint::render(&error);
+        assert!(
+            text.contains("holds another recovery that did not finish: it is of snapshot one to"),
+            "{text}"
+        );
+        assert!(text.contains("--restart"), "{text}");
     }
 
     #[tokio::test]
@@ -266,7 +443,7 @@ mod tests {
         let (there, not_there) = (dir.path().join("there"), dir.path().join("not-there"));
         fs::create_dir(&there).unwrap();
         for target in [&there, &not_there] {
-            let work = Workdir::create(target, None).unwrap();
+            let work = open(target, false).unwrap();
             work.write_data("a", b"x").unwrap();
             work.discard().await;
         }
@@ -274,16 +451,26 @@ mod tests {
         assert!(!not_there.exists());
     }
 
+    /// Killed after each of the moves: what makes it startable comes last, and the next process moves the rest.
     #[test]
-    fn what_makes_it_startable_comes_last() {
-        let dir = tempfile::tempdir().unwrap();
-        let work = Workdir::create(dir.path(), None).unwrap();
-        for name in ["a", "mysql.ibd", "z"] {
-            work.write_data(name, b"x").unwrap();
+    fn i10_finishing_goes_on_where_it_was_killed() {
+        let moved_in_order = ["a", "z", "mysql.ibd"];
+        for moved in 0..=moved_in_order.len() {
+            let dir = tempfile::tempdir().unwrap();
+            let mut work = open(dir.path(), false).unwrap();
+            for name in moved_in_order {
+                work.write_data(name, b"x").unwrap();
+            }
+            work.proven(verified()).unwrap();
+            let data = work.data();
+            drop(work);
+            for name in &moved_in_order[..moved] {
+                fs::rename(data.join(name), dir.path().join(name)).unwrap();
+            }
+            let again = open(dir.path(), false).unwrap();
+            assert_eq!(again.reached(), Reached::Verified);
+            again.finish().unwrap();
+            assert_eq!(names(dir.path()), ["a", "mysql.ibd", "z"], "after {moved} moves");
         }
-        work.finish().unwrap();
-        let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        names.sort();
-        assert_eq!(names, ["a", "mysql.ibd", "z"]);
     }
 }

@@ -63,6 +63,18 @@ impl Progress {
         }
     }
 
+    /// Something that a person should know and that stays.
+    pub fn note(&self, text: &str) {
+        match &self.out {
+            Out::Silent => {}
+            Out::Plain(_) => eprintln!("{text}"),
+            Out::Terminal(bar) => match &*lock(bar) {
+                Some(bar) => bar.suspend(|| eprintln!("{text}")),
+                None => eprintln!("{text}"),
+            },
+        }
+    }
+
     /// How far the phase is. `text` is made only when it is shown.
     pub fn update(&self, text: impl FnOnce() -> String) {
         match &self.out {

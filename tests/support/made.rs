@@ -15,6 +15,7 @@ use mysql_pitr::{
     },
     recover::plan::{Plan, Request, plan},
     store::{Put, filesystem::FilesystemStore},
+    support::clock::WallClock,
 };
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -60,6 +61,7 @@ impl Made {
         let archive = Archive {
             store: Arc::new(FilesystemStore::open(dir.path()).unwrap()),
             shard: SHARD.to_owned().try_into().unwrap(),
+            clock: Arc::new(WallClock),
         };
         Made { dir, archive }
     }
@@ -92,6 +94,7 @@ impl Made {
             branch_set,
             reason: Reason::Recovery,
             adopted: true,
+            confirmed_by: None,
             nonce: Uuid::nil(),
             claimed_at_us: EPOCH_US,
             skipped,
