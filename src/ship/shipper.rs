@@ -1,10 +1,10 @@
 //! Round after round, until the agent is told to stop.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{future::pending, path::Path, sync::Arc, thread::available_parallelism, time::Duration};
 
 use anyhow::Context;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::{Instant, sleep},
 };
 use tracing::{error, info, warn};
@@ -24,6 +24,8 @@ use super::{
     lineage::{Claim, Claimant, claim_timeline, settle},
     reconcile::{Todo, reconcile},
     round::{Round, Settings, Status, stopped},
+    seal::{Sealer, ToSeal},
+    sealing::Sealing,
     standing::Standing,
     tail::Tail,
 };
@@ -38,6 +40,8 @@ pub struct Shipper {
     pub archive: Archive,
     pub server: SharedServer,
     pub standing: watch::Receiver<Standing>,
+    /// Whether the disk that the server writes its binlogs to is nearly full.
+    pub short_of_disk: watch::Receiver<bool>,
     pub catalog: Arc<Catalog>,
     pub settings: Settings,
     pub status: watch::Sender<Status>,
@@ -98,6 +102,7 @@ impl Shipper {
         if !primary {
             return Ok(());
         }
+        let short_of_disk = *self.short_of_disk.borrow();
         let state = self.server.look().await?;
         let (timeline, mut todo) = settle_and_reconcile(&self.archive, &*self.server, &state).await?;
         if timeline.parent.is_none() {
@@ -114,31 +119,68 @@ impl Shipper {
             purged: state.gtid_purged,
             crashed: todo.ending_before == Some(Ending::Crash),
             vanished_label_ns: todo.vanished_label_ns,
+            short_of_disk,
         };
         let live = todo.binlogs.pop().context("the server has no binlog; is log_bin on?")?;
-        for closed in todo.binlogs {
-            tokio::select! {
-                () = stopped(stop) => return Ok(()),
-                done = round.closed(closed) => done?,
-            }
-        }
+        let closed = tokio::select! {
+            () = stopped(stop) => return Ok(()),
+            placed = round.place_closed(todo.binlogs, &live) => placed?,
+        };
         if let Some((opening, _)) = &live.known {
             round.resume(opening).await?;
         }
         // A server that becomes read-only stops being shipped as an agent does that is stopped: what was received is stored.
         let (end, mut ended) = watch::channel(false);
+        let mut sealing_ended = ended.clone();
         let watching = async {
             tokio::select! {
                 () = stopped(stop) => {}
                 _ = standing.wait_for(|s| !s.ships()) => info!("the server became a replica"),
             }
             end.send_replace(true);
-            std::future::pending::<()>().await;
+            pending::<()>().await;
         };
+        let mut disk = self.short_of_disk.clone();
+        let disk_changed = async {
+            if disk.wait_for(|short| *short != short_of_disk).await.is_err() {
+                pending::<()>().await;
+            }
+        };
+        let (sealing, complete) = self.sealing(closed, short_of_disk);
         tokio::select! {
-            followed = Tail::new(&mut round, &live.file.name, live.known).follow(&mut ended) => followed,
+            followed = Tail::new(&mut round, &live.file.name, live.known, complete).follow(&mut ended) => followed,
+            sealed = sealing.run(&mut sealing_ended) => sealed,
+            // All streams are hung up, and the next round goes by what is so now.
+            () = disk_changed => Ok(()),
             () = watching => Ok(()),
         }
+    }
+
+    /// Where the disk is nearly full, closed binlogs are left alone: the server could not purge what is being read.
+    fn sealing(&self, closed: Vec<ToSeal>, short_of_disk: bool) -> (Sealing, mpsc::UnboundedSender<ToSeal>) {
+        // Half of the processors are left to the live binlog and to the server.
+        let processors = available_parallelism().map_or(1, |n| n.get().div_ceil(2));
+        let sealer = Sealer {
+            archive: self.archive.clone(),
+            server: self.server.clone(),
+            catalog: self.catalog.clone(),
+            codec: self.settings.codec,
+            processors: Arc::new(Semaphore::new(processors)),
+            read_bytes: Arc::default(),
+        };
+        let workers = if short_of_disk { 0 } else { self.settings.backlog_workers };
+        if short_of_disk {
+            let names: Vec<&str> = closed.iter().map(|c| c.file.name.as_str()).collect();
+            match (names.first(), names.last()) {
+                (Some(first), Some(last)) => error!(
+                    "the disk of the server's binlogs is nearly full: {} closed binlogs, {first} to {last}, are not archived whole until \
+                     there is room, and what the server purges of them before is a gap where no segments cover it",
+                    names.len()
+                ),
+                _ => warn!("the disk of the server's binlogs is nearly full: only the live binlog is read until there is room"),
+            }
+        }
+        Sealing::new(sealer, workers, self.status.clone(), closed)
     }
 }
 
