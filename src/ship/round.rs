@@ -55,6 +55,7 @@ pub struct Status {
     /// Binlogs that are closed and not sealed, and how many of their bytes were not read yet.
     pub backlog_binlogs: u64,
     pub backlog_bytes: u64,
+    pub oldest_unsealed: Option<String>,
     /// Binlogs that were sealed since the start.
     pub sealed: u64,
     pub last_sealed_at_us: Option<i64>,

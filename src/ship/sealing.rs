@@ -31,7 +31,7 @@ pub struct Sealing {
     status: watch::Sender<Status>,
     arriving: mpsc::UnboundedReceiver<ToSeal>,
     waiting: VecDeque<ToSeal>,
-    running: JoinSet<anyhow::Result<u64>>,
+    running: JoinSet<anyhow::Result<()>>,
     /// Comes when the last binlog that was begun is done with.
     turn: oneshot::Receiver<()>,
     left: Left,
@@ -39,12 +39,11 @@ pub struct Sealing {
 
 /// What is closed and not sealed.
 struct Left {
-    binlogs: u64,
-    /// Of all these binlogs, however much of them was read.
+    /// Names, oldest first.
+    binlogs: VecDeque<String>,
+    /// Of all these binlogs, and of those that are done with.
     bytes: u64,
-    /// Of them, and of those that are done with.
     read_bytes_at_report: u64,
-    done_bytes: u64,
     report_at: Instant,
 }
 
@@ -69,10 +68,9 @@ impl Sealing {
             running: JoinSet::new(),
             turn,
             left: Left {
-                binlogs: 0,
+                binlogs: VecDeque::new(),
                 bytes: 0,
                 read_bytes_at_report: 0,
-                done_bytes: 0,
                 report_at: Instant::now(),
             },
         };
@@ -100,23 +98,24 @@ impl Sealing {
                     return pending().await;
                 }
                 Some(done) = self.running.join_next(), if !self.running.is_empty() => {
-                    self.done(done.context("a sealing task died")??);
+                    done.context("a sealing task died")??;
+                    self.done();
                 }
                 Some(work) = self.arriving.recv() => {
                     self.add(work);
                     self.tell();
                 }
-                () = sleep_until(self.left.report_at), if self.left.binlogs > 0 => self.report(),
+                () = sleep_until(self.left.report_at), if !self.left.binlogs.is_empty() => self.report(),
             }
         }
     }
 
     fn add(&mut self, work: ToSeal) {
-        if self.left.binlogs == 0 {
+        if self.left.binlogs.is_empty() {
             self.left.report_at = Instant::now() + REPORT_INTERVAL;
             self.left.read_bytes_at_report = self.read_bytes();
         }
-        self.left.binlogs += 1;
+        self.left.binlogs.push_back(work.file.name.clone());
         self.left.bytes += work.file.bytes;
         self.waiting.push_back(work);
     }
@@ -126,7 +125,7 @@ impl Sealing {
         let turn = mem::replace(&mut self.turn, next);
         let (sealer, status) = (self.sealer.clone(), self.status.clone());
         self.running.spawn(async move {
-            let file = work.file.clone();
+            let name = work.file.name.clone();
             let prepared = sealer.prepare(work).await;
             if turn.await.is_err() {
                 // The one before failed, and with it the round.
@@ -140,18 +139,17 @@ impl Sealing {
                         s.last_sealed_at_us = Some(clock::now_us());
                     });
                 }
-                Err(e) if is_fault_of_the_binlog(&e) => report_left_out(&file.name, &e),
+                Err(e) if is_fault_of_the_binlog(&e) => report_left_out(&name, &e),
                 Err(e) => return Err(e),
             }
             let _ = done.send(());
-            Ok(file.bytes)
+            Ok(())
         });
     }
 
-    fn done(&mut self, bytes: u64) {
-        self.left.binlogs -= 1;
-        self.left.bytes -= bytes;
-        self.left.done_bytes += bytes;
+    /// The oldest one, for that is their order.
+    fn done(&mut self) {
+        self.left.binlogs.pop_front();
         self.tell();
     }
 
@@ -159,14 +157,18 @@ impl Sealing {
         self.sealer.read_bytes.load(Ordering::Relaxed)
     }
 
-    /// Not read yet. What was read of a binlog that is left out in its middle counts as well; that is soon over.
     fn unread_bytes(&self) -> u64 {
-        (self.left.bytes + self.left.done_bytes).saturating_sub(self.read_bytes())
+        if self.left.binlogs.is_empty() {
+            // A binlog that is left out may not have been read to its end.
+            return 0;
+        }
+        self.left.bytes.saturating_sub(self.read_bytes())
     }
 
     fn tell(&self) {
         self.status.send_modify(|s| {
-            s.backlog_binlogs = self.left.binlogs;
+            s.backlog_binlogs = self.left.binlogs.len() as u64;
+            s.oldest_unsealed = self.left.binlogs.front().cloned();
             s.backlog_bytes = self.unread_bytes();
         });
     }
@@ -175,7 +177,7 @@ impl Sealing {
         let read_bytes = self.read_bytes();
         let mb_per_s = (read_bytes - self.left.read_bytes_at_report) as f64 / 1e6 / REPORT_INTERVAL.as_secs_f64();
         info!(
-            binlogs_left = self.left.binlogs,
+            binlogs_left = self.left.binlogs.len(),
             bytes_left = self.unread_bytes(),
             "working off closed binlogs at {mb_per_s:.1} MB/s"
         );

@@ -15,7 +15,10 @@ use crate::{
         records::{DESCENT_FILE, Descent, Ending, Reason, Timeline},
     },
     binlog::gtid::GtidSet,
-    mysql::server::{Server, ServerState, SharedServer},
+    mysql::{
+        query::ServerBinlog,
+        server::{Server, ServerState, SharedServer},
+    },
     support::{hint::render, retry::Backoff},
 };
 
@@ -104,6 +107,10 @@ impl Shipper {
         }
         let short_of_disk = *self.short_of_disk.borrow();
         let state = self.server.look().await?;
+        if short_of_disk {
+            // Before anything is asked of the store, which may be why the disk is full.
+            self.tell_of_the_gap(&state);
+        }
         let (timeline, mut todo) = settle_and_reconcile(&self.archive, &*self.server, &state).await?;
         if timeline.parent.is_none() {
             self.snapshot_wanted.notify_one();
@@ -156,6 +163,21 @@ impl Shipper {
         }
     }
 
+    fn tell_of_the_gap(&self, state: &ServerState) {
+        let name = |binlog: Option<&ServerBinlog>| binlog.map_or(String::new(), |b| b.name.clone());
+        let status = self.status.borrow();
+        let followed = status.durable.as_ref().map(|(name, _)| name.clone());
+        let first = status.oldest_unsealed.clone().or(followed);
+        let (first, last) = (
+            first.unwrap_or_else(|| name(state.binlogs.first())),
+            name(state.binlogs.last()),
+        );
+        error!(
+            "the disk of the server's binlogs is nearly full: only the live one is read until there is room; {first} to {last} are not \
+             archived whole, and what the server purges of them before it is archived is a gap"
+        );
+    }
+
     /// Where the disk is nearly full, closed binlogs are left alone: the server could not purge what is being read.
     fn sealing(&self, closed: Vec<ToSeal>, short_of_disk: bool) -> (Sealing, mpsc::UnboundedSender<ToSeal>) {
         // Half of the processors are left to the live binlog and to the server.
@@ -169,17 +191,6 @@ impl Shipper {
             read_bytes: Arc::default(),
         };
         let workers = if short_of_disk { 0 } else { self.settings.backlog_workers };
-        if short_of_disk {
-            let names: Vec<&str> = closed.iter().map(|c| c.file.name.as_str()).collect();
-            match (names.first(), names.last()) {
-                (Some(first), Some(last)) => error!(
-                    "the disk of the server's binlogs is nearly full: {} closed binlogs, {first} to {last}, are not archived whole until \
-                     there is room, and what the server purges of them before is a gap where no segments cover it",
-                    names.len()
-                ),
-                _ => warn!("the disk of the server's binlogs is nearly full: only the live binlog is read until there is room"),
-            }
-        }
         Sealing::new(sealer, workers, self.status.clone(), closed)
     }
 }
