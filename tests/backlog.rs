@@ -10,14 +10,15 @@ use std::{
 };
 
 use mysql_pitr::archive::{
-    listing::Form,
+    listing::{Form, covered_end},
     records::{Ending, Reason},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use support::{
     eventually,
+    load::{server_binlogs, write_binlog},
     mysql::Server,
-    node::{Node, peak_memory_bytes},
+    node::{Node, PATIENCE, peak_memory_bytes},
     shipped::{self, assert_the_servers_bytes, manifests},
     skipped,
 };
@@ -29,18 +30,7 @@ const MAKE_TABLE: [&str; 2] = [
 ];
 const INSERT: &str = "INSERT INTO d.t (v) VALUES (RANDOM_BYTES(700))";
 const ROTATE: &str = "FLUSH LOCAL BINARY LOGS";
-/// 8 MB that do not compress well.
-const INSERT_8_MB: &str = "INSERT INTO d.t (v) SELECT CONCAT(RANDOM_BYTES(1000), RANDOM_BYTES(1000), RANDOM_BYTES(1000), RANDOM_BYTES(1000)) \
-                           FROM (WITH RECURSIVE n AS (SELECT 1 i UNION ALL SELECT i + 1 FROM n WHERE i < 2000) SELECT i FROM n) n";
 const SHIP: &str = "[ship]\nflush_interval = \"100ms\"\n";
-
-/// Writes a binlog of about this size and closes it.
-async fn write_binlog(server: &Server, megabytes: usize) {
-    for _ in 0..megabytes / 8 {
-        server.execute(&[INSERT_8_MB]).await;
-    }
-    server.execute(&[INSERT, ROTATE]).await;
-}
 
 /// Shipped, then stopped: what comes next is a backlog.
 async fn shipped_once(server: &Server, node: &Node) {
@@ -53,11 +43,6 @@ async fn shipped_once(server: &Server, node: &Node) {
 
 async fn sealed_names(node: &Node) -> Vec<String> {
     manifests(node).await.into_iter().map(|m| m.opening.place.name).collect()
-}
-
-async fn server_binlogs(server: &Server) -> Vec<String> {
-    let logs = server.root().await.binary_logs().await.unwrap();
-    logs.into_iter().map(|l| l.name).collect()
 }
 
 /// i3: what is sealed at any moment is a beginning of the server's binlogs.
@@ -79,27 +64,36 @@ async fn i3_live_transactions_do_not_wait_for_a_backlog() {
     }
     let agent = node.agent();
     server.execute(&[INSERT]).await;
-    let live = server_binlogs(&server).await.pop().unwrap();
-    let mut sealed_when_durable = None;
-    eventually("the live binlog has a segment", async || {
-        let tails = node.archive().tails_where(|p| p.name == live).await.unwrap();
-        let stored = tails.iter().any(|t| !matches!(&t.form, Form::Tail(s) if s.is_empty()));
-        if stored && sealed_when_durable.is_none() {
-            sealed_when_durable = Some(sealed_names(&node).await.len());
-        }
-        stored
-    })
-    .await;
-    assert!(
-        sealed_when_durable.unwrap() < BINLOGS,
-        "the live binlog came after {sealed_when_durable:?} sealed ones"
-    );
+    let first = commit_to_stored(&server, &node).await;
+    let sealed = sealed_names(&node).await.len();
+    assert!(sealed < BINLOGS, "the live binlog came after {sealed} sealed ones");
+    let mut beside = Vec::new();
+    while sealed_names(&node).await.len() < BINLOGS {
+        beside.push(commit_to_stored(&server, &node).await);
+    }
+    let mut alone = Vec::new();
     let mut sealed = 0;
     eventually("the backlog is sealed", async || {
         sealed = assert_sealed_in_order(&node, &server).await;
         sealed > BINLOGS
     })
     .await;
+    for _ in 0..20 {
+        alone.push(commit_to_stored(&server, &node).await);
+    }
+    beside.sort();
+    alone.sort();
+    let of = |l: &[Duration], part: usize| l.get((l.len() * part / 100).min(l.len().saturating_sub(1))).copied();
+    println!(
+        "commit to stored: first {first:?}; beside the backlog ({}) p50 {:?} p95 {:?} max {:?}; alone p50 {:?} p95 {:?} max {:?}",
+        beside.len(),
+        of(&beside, 50),
+        of(&beside, 95),
+        beside.last(),
+        of(&alone, 50),
+        of(&alone, 95),
+        alone.last()
+    );
     node.wait_shipped(&server).await;
     let peak = peak_memory_bytes(agent.pid()).unwrap();
     println!("peak {} MiB", peak >> 20);
@@ -107,6 +101,25 @@ async fn i3_live_transactions_do_not_wait_for_a_backlog() {
     assert_the_servers_bytes(&node, &server).await;
     agent.assert_quiet();
     agent.stop().await;
+}
+
+/// Commits a transaction, and waits until a segment with it is in the archive.
+async fn commit_to_stored(server: &Server, node: &Node) -> Duration {
+    let mut root = server.root().await;
+    root.execute(INSERT).await.unwrap();
+    let committed = Instant::now();
+    let live = root.binary_logs().await.unwrap().pop().unwrap();
+    while committed.elapsed() < PATIENCE {
+        let tails = node.archive().tails_where(|p| p.name == live.name).await.unwrap();
+        if tails
+            .iter()
+            .any(|t| matches!(&t.form, Form::Tail(s) if covered_end(s) >= live.bytes))
+        {
+            return committed.elapsed();
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+    panic!("not stored within {PATIENCE:?}");
 }
 
 /// i3, i10: an agent that is killed again and again in the middle of a backlog seals every binlog once, in order.

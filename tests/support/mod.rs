@@ -7,9 +7,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 pub mod golden;
+pub mod load;
 pub mod moto;
 pub mod mysql;
 pub mod node;
+pub mod proxy;
 pub mod shipped;
 pub mod story;
 pub mod truth;
