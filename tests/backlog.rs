@@ -83,16 +83,11 @@ async fn i3_live_transactions_do_not_wait_for_a_backlog() {
     }
     beside.sort();
     alone.sort();
-    let of = |l: &[Duration], part: usize| l.get((l.len() * part / 100).min(l.len().saturating_sub(1))).copied();
+    let summary = |l: &[Duration]| format!("{} commits, median {:?}, most {:?}", l.len(), l.get(l.len() / 2), l.last());
     println!(
-        "commit to stored: first {first:?}; beside the backlog ({}) p50 {:?} p95 {:?} max {:?}; alone p50 {:?} p95 {:?} max {:?}",
-        beside.len(),
-        of(&beside, 50),
-        of(&beside, 95),
-        beside.last(),
-        of(&alone, 50),
-        of(&alone, 95),
-        alone.last()
+        "commit to stored: the first {first:?}; beside the backlog {}; alone {}",
+        summary(&beside),
+        summary(&alone)
     );
     node.wait_shipped(&server).await;
     let peak = peak_memory_bytes(agent.pid()).unwrap();
