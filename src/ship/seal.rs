@@ -44,9 +44,9 @@ use super::{
 };
 
 /// Compressed bytes are handed to the upload in portions of at least this size.
-const PORTION_BYTES: usize = 1 << 20;
+const PORTION_BYTES: usize = 512 << 10;
 /// Split, hashed and compressed at a time: a millisecond or two of a processor.
-const BATCH_BYTES: usize = 512 << 10;
+const BATCH_BYTES: usize = 256 << 10;
 /// Less is done sooner than handed to another thread.
 const INLINE_BYTES_MAX: usize = 16 << 10;
 

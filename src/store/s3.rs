@@ -9,8 +9,8 @@
 //! **Time.** An attempt may take ten seconds, a call with all its attempts half a minute, and both longer by what their bytes may take;
 //! a transfer that stands still ends sooner. Bodies that are read as a stream have a guard of their own.
 //!
-//! **Memory.** An upload holds the part that is being filled; of all uploads together at most four are on their way: 18 MiB for one upload
-//! and 48 MiB for four, with objects up to 6 GiB.
+//! **Memory.** An upload holds the part that is being filled; of all uploads together two are on their way: 30 MiB for four uploads of
+//! objects up to 4.6 GiB.
 //!
 //! **If the process dies** during a multipart upload, its parts stay, invisible and paid for, until a lifecycle rule
 //! (AbortIncompleteMultipartUpload) removes them: every bucket needs one. A PUT is there whole or not at all.
