@@ -112,6 +112,10 @@ pub struct ShipSection {
     pub flush_interval: Duration,
     pub segment_bytes: bytesize::ByteSize,
     pub codec: Codec,
+    /// Closed binlogs that are stored at a time.
+    pub backlog_workers: usize,
+    /// Where the disk of the server's binlogs has less, nothing keeps the server from purging; 0 for never.
+    pub free_space_floor: bytesize::ByteSize,
 }
 
 impl Default for ShipSection {
@@ -120,6 +124,8 @@ impl Default for ShipSection {
             flush_interval: Duration::from_secs(1),
             segment_bytes: bytesize::ByteSize::mib(8),
             codec: Codec::Zstd,
+            backlog_workers: 4,
+            free_space_floor: bytesize::ByteSize::gib(1),
         }
     }
 }
@@ -232,6 +238,8 @@ const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(50);
 const SEGMENT_BYTES_MIN: u64 = 64 * 1024;
 /// A segment is held in memory, compressed, a few times over.
 const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Each has a connection to the server, and holds up to 16 MiB where the store is S3.
+const BACKLOG_WORKERS_MAX: usize = 16;
 
 impl Config {
     pub fn load(path: &Path) -> anyhow::Result<Config> {
@@ -249,6 +257,9 @@ impl Config {
         }
         if file.ship.flush_interval < FLUSH_INTERVAL_MIN {
             bail!("[ship] flush_interval must be at least 50 ms");
+        }
+        if !(1..=BACKLOG_WORKERS_MAX).contains(&file.ship.backlog_workers) {
+            bail!("[ship] backlog_workers must lie between 1 and {BACKLOG_WORKERS_MAX}");
         }
         if let Some(mysql) = &file.mysql
             && mysql.socket.is_some() == mysql.host.is_some()
@@ -368,6 +379,8 @@ mod tests {
         assert_eq!(config.ship.flush_interval, defaults.ship.flush_interval);
         assert_eq!(config.ship.segment_bytes, defaults.ship.segment_bytes);
         assert_eq!(config.ship.codec, defaults.ship.codec);
+        assert_eq!(config.ship.backlog_workers, defaults.ship.backlog_workers);
+        assert_eq!(config.ship.free_space_floor, defaults.ship.free_space_floor);
         assert_eq!(config.recover.workers, defaults.recover.workers);
         assert_eq!(config.recover.mysqld, defaults.recover.mysqld);
         assert_eq!(config.snapshot.staging_dir, defaults.snapshot.staging_dir);

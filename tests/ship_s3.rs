@@ -3,64 +3,23 @@
 
 mod support;
 
-use std::{
-    io::{Read, Write},
-    net::TcpStream,
-};
-
 use support::{
     eventually,
     golden::assert_error,
-    moto::Moto,
+    moto::{Moto, http, make_bucket, s3_node},
     mysql::Server,
-    node::{Node, path_text},
+    node::Node,
     truth::truth,
 };
 
 const BUCKET: &str = "dr-bucket";
 
-/// A node whose archive is `url` at moto's server.
-fn s3_node(server: &Server, moto: &Moto, url: &str) -> Node {
-    let mut node = Node::new(server, "");
-    let folder = format!("url = \"file://{}\"", path_text(&node.archive_dir));
-    let s3 = format!(
-        "url = \"{url}\"\nregion = \"eu-west-1\"\nendpoint = \"{}\"\npath_style = true",
-        moto.endpoint
-    );
-    node.reconfigure(&folder, &s3);
-    let environment = [
-        ("AWS_ACCESS_KEY_ID", "AKIDTEST"),
-        ("AWS_SECRET_ACCESS_KEY", "nobody-prints-this"),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
-        ("AWS_CONFIG_FILE", "/dev/null"),
-        ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
-    ];
-    node.environment = environment.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-    node
-}
-
-/// Asks moto's own interface, or its S3 without a signature, which it takes.
-fn http(moto: &Moto, method: &str, path: &str, body: &str) {
-    let address = moto.endpoint.strip_prefix("http://").unwrap();
-    let mut stream = TcpStream::connect(address).unwrap();
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200"), "{method} {path}: {answer}");
-}
-
 /// i4, i6, i7: the archive is in a bucket, under a prefix.
 #[tokio::test]
 async fn i7_a_server_comes_back_from_a_bucket() {
     let (server, moto) = (Server::start(&[]).await, Moto::start());
-    let place = "<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
-                 <LocationConstraint>eu-west-1</LocationConstraint></CreateBucketConfiguration>";
-    http(&moto, "PUT", &format!("/{BUCKET}"), place);
-    let node = s3_node(&server, &moto, &format!("s3://{BUCKET}/mysql/pitr"));
+    make_bucket(&moto, BUCKET);
+    let node = s3_node(&server, &moto.endpoint, &format!("s3://{BUCKET}/mysql/pitr"), "");
     let agent = node.agent();
     server
         .execute(&[
@@ -109,7 +68,7 @@ async fn i7_a_server_comes_back_from_a_bucket() {
 /// Nobody has to guess what is wrong with the bucket.
 async fn refusals(server: &Server, moto: &Moto, node: Node) {
     const LATEST: [&str; 3] = ["recover", "--latest", "--dry-run"];
-    let elsewhere = s3_node(server, moto, "s3://no-such-bucket");
+    let elsewhere = s3_node(server, &moto.endpoint, "s3://no-such-bucket", "");
     for (case, command) in [("recover", &LATEST[..]), ("snapshot", &["snapshot"]), ("list", &["list"])] {
         let said = elsewhere.fails(command).await;
         assert_error(&format!("{case}: the bucket is not there"), &said, &names(moto));

@@ -42,6 +42,8 @@ use crate::{
     },
 };
 
+mod disk;
+
 /// From a signal to the end, whatever the store does.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -84,15 +86,23 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     }
     let (stop_sender, stop) = watch::channel(false);
     let roles = RoleWatch::new(endpoint.clone(), config.orchestrator()?)?;
+    let (disk_sender, short_of_disk) = watch::channel(false);
+    let watching_disk = tokio::spawn(disk::watch(
+        endpoint.clone(),
+        config.ship.free_space_floor.as_u64(),
+        disk_sender,
+    ));
     let shipper = Arc::new(Shipper {
         archive: archive.clone(),
         server: Arc::new(Mysql(endpoint.clone())),
         standing: roles.subscribe(),
+        short_of_disk,
         catalog: Arc::new(Catalog::open(&config.state_path)),
         settings: crate::ship::Settings {
             flush_interval: config.ship.flush_interval,
             segment_bytes: config.ship.segment_bytes.as_u64(),
             codec: config.ship.codec,
+            backlog_workers: config.ship.backlog_workers,
         },
         status: watch::channel(Status::default()).0,
         snapshot_wanted: Arc::new(Notify::new()),
@@ -131,6 +141,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     stop_sender.send_replace(true);
     // A snapshot that is under way is given up: its record stays `started`, and the next start ends it.
     snapshotting.abort();
+    watching_disk.abort();
     drop(monitoring);
     match timeout(STOP_PATIENCE, shipping).await {
         Ok(joined) => joined.context("the shipping task died"),

@@ -16,16 +16,17 @@ use crate::{
     },
     binlog::gtid::GtidSet,
     mysql::server::SharedServer,
-    support::hint::render,
 };
 
 use super::{
     beginning::Identity,
     catalog::Catalog,
+    ending::ending,
     lineage::{Claim, claim_timeline, is_primary},
-    puts::put_once,
+    puts::{PATIENCE, PATIENCE_SHORT_OF_DISK, put_once},
     reconcile::Unsealed,
-    seal::{ToSeal, identify, is_fault_of_the_binlog, seal},
+    seal::{ToSeal, identify, is_fault_of_the_binlog},
+    sealing::report_left_out,
     status::Status,
 };
 
@@ -36,6 +37,8 @@ pub struct Settings {
     pub flush_interval: Duration,
     pub segment_bytes: u64,
     pub codec: Codec,
+    /// Closed binlogs that are sealed at a time.
+    pub backlog_workers: usize,
 }
 
 /// What the parts of one round share.
@@ -55,24 +58,32 @@ pub struct Round {
     pub snapshot_wanted: Arc<Notify>,
     /// As in [`super::reconcile::Todo`]: history may have been taken back here, too.
     pub vanished_label_ns: Option<i64>,
+    /// The disk that the server writes its binlogs to is nearly full.
+    pub short_of_disk: bool,
 }
 
 impl Round {
-    /// A closed binlog that is not sealed yet. One that cannot be sealed must not keep the others from being shipped (i8): it stays
-    /// as far as its segments have it, and as nobody knows how it ends, what follows it branches.
-    pub async fn closed(&mut self, binlog: Unsealed) -> anyhow::Result<()> {
-        let name = binlog.file.name.clone();
-        match self.seal_closed(binlog).await {
-            Err(e) if is_fault_of_the_binlog(&e) => {
-                error!(binlog = %name, "a binlog cannot be archived whole and is left out: {}", render(&e));
-                self.crashed = true;
-                Ok(())
+    /// Gives every closed binlog its place, oldest first, and so its timeline: one that follows a crash starts a child. `live` is what
+    /// comes after them. Returns what can be sealed; nothing of it was read but beginnings and ends.
+    pub async fn place_closed(&mut self, closed: Vec<Unsealed>, live: &Unsealed) -> anyhow::Result<Vec<ToSeal>> {
+        let mut works = Vec::new();
+        let mut closed = closed.into_iter().peekable();
+        while let Some(binlog) = closed.next() {
+            let name = binlog.file.name.clone();
+            match self.place(binlog, closed.peek().unwrap_or(live)).await {
+                Ok(work) => works.extend(work),
+                Err(e) if is_fault_of_the_binlog(&e) => {
+                    report_left_out(&name, &e);
+                    // Nobody knows how it ends.
+                    self.crashed = true;
+                }
+                Err(e) => return Err(e),
             }
-            other => other,
         }
+        Ok(works)
     }
 
-    async fn seal_closed(&mut self, binlog: Unsealed) -> anyhow::Result<()> {
+    async fn place(&mut self, binlog: Unsealed, successor: &Unsealed) -> anyhow::Result<Option<ToSeal>> {
         let Unsealed { file, known } = binlog;
         let opening = match known {
             Some((opening, covered)) => {
@@ -81,25 +92,28 @@ impl Round {
                     // What was lost stays in the segments, and no later timeline inherits it.
                     error!(binlog = %file.name, shipped_bytes = covered, bytes = file.bytes, "a crash took back a part of a binlog that was shipped already");
                     self.crashed = true;
-                    return Ok(());
+                    return Ok(None);
                 }
                 opening
             }
             // A binlog without a transaction needs no object.
             None => match identify(&*self.server, &file.name).await? {
                 Some(identity) => self.open(&file.name, &identity).await?,
-                None => return Ok(()),
+                None => return Ok(None),
             },
         };
-        let work = ToSeal {
-            name: file.name,
-            opening,
-            expected_bytes: Some(file.bytes),
-        };
-        let manifest = seal(&self.archive, &*self.server, &self.catalog, self.settings.codec, &work).await?;
-        self.status.send_modify(|s| s.sealed(&manifest));
-        self.crashed = manifest.ending == Ending::Crash;
-        Ok(())
+        // Where the successor has its place already, this was judged then.
+        self.crashed = successor.known.is_none() && ending(&*self.server, &file, &successor.file.name).await? == Ending::Crash;
+        Ok(Some(ToSeal { file, opening }))
+    }
+
+    /// How long the store may keep a stream from being read.
+    pub fn patience(&self) -> Duration {
+        if self.short_of_disk {
+            PATIENCE_SHORT_OF_DISK
+        } else {
+            PATIENCE
+        }
     }
 
     /// Goes on with a binlog that has its place already: whatever lay before it was judged then.
@@ -137,6 +151,7 @@ impl Round {
             &self.archive.store,
             &opening.place.opening_key(&self.archive.shard),
             bytes.into(),
+            self.patience(),
         )
         .await?;
         info!(binlog = name, timeline = opening.timeline, fingerprint = %opening.fingerprint, "opened a binlog in the archive");

@@ -1,15 +1,23 @@
 //! A closed binlog read whole from the server and stored as one object, its manifest last.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
+use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::info;
 
 use crate::{
     archive::{
         codec::{Codec, Encoder},
-        keys::{BinlogPlace, SegmentRange},
+        keys::SegmentRange,
         listing::Archive,
         records::{Ending, Manifest, Opening, TABLES_MAX},
     },
@@ -22,7 +30,8 @@ use crate::{
     },
     mysql::{
         dump::{AtEnd, DumpItem},
-        server::{BinlogStream, Server},
+        query::ServerBinlog,
+        server::{BinlogStream, Server, SharedServer},
     },
     store::Upload,
     support::hint::OrHint,
@@ -31,11 +40,15 @@ use crate::{
 use super::{
     beginning::{Beginning, Identity},
     catalog::Catalog,
-    puts::{finish_once, put_once},
+    puts::{PATIENCE, finish_once, put_once, write_in_time},
 };
 
 /// Compressed bytes are handed to the upload in portions of at least this size.
-const PORTION_BYTES: usize = 1 << 20;
+const PORTION_BYTES: usize = 512 << 10;
+/// Split, hashed and compressed at a time: a millisecond or two of a processor.
+const BATCH_BYTES: usize = 256 << 10;
+/// Less is done sooner than handed to another thread.
+const INLINE_BYTES_MAX: usize = 16 << 10;
 
 /// A fault of the binlog itself: trying again finds the same.
 #[derive(Debug, thiserror::Error)]
@@ -47,12 +60,12 @@ pub fn is_fault_of_the_binlog(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.is::<Fault>() || cause.is::<SplitError>())
 }
 
-/// What sealing needs to know of the binlog.
+/// A binlog that is to be sealed. Its opening is stored.
+#[derive(Debug)]
 pub struct ToSeal {
-    pub name: String,
+    /// With its length once it is closed.
+    pub file: ServerBinlog,
     pub opening: Opening,
-    /// The file's length, where the server tells it.
-    pub expected_bytes: Option<u64>,
 }
 
 /// Reads `name` up to its first transaction; None if it has none.
@@ -69,16 +82,17 @@ pub async fn identify(server: &dyn Server, name: &str) -> anyhow::Result<Option<
     Ok(identity)
 }
 
-/// Shows the events of binlog `name` until `visit` says false or the binlog ends. Returns the position after the last one.
+/// Shows the events of binlog `name` until `visit` says false or the binlog ends.
 async fn read_closed(
     server: &dyn Server,
     name: &str,
     mut visit: impl FnMut(&Piece<'_>) -> anyhow::Result<bool>,
-) -> anyhow::Result<u64> {
+) -> anyhow::Result<()> {
     let mut reading = Reading::open(server, name).await?;
+    let mut splitter = after_magic();
     while let Some(bytes) = reading.next().await? {
         let mut wanted = true;
-        reading.splitter.push(&bytes, |piece| {
+        splitter.push(&bytes, |piece| {
             wanted = wanted && visit(piece)?;
             Ok::<(), anyhow::Error>(())
         })?;
@@ -86,14 +100,23 @@ async fn read_closed(
             break;
         }
     }
-    Ok(reading.splitter.position())
+    Ok(())
 }
 
-/// A closed binlog, being read from the server.
+/// For a binlog from its first event on: the source never sends the magic bytes.
+pub fn after_magic() -> Splitter {
+    let mut splitter = Splitter::new();
+    splitter
+        .push(&MAGIC, |_| Ok::<(), SplitError>(()))
+        .expect("these are the magic bytes");
+    splitter
+}
+
+/// A closed binlog, being read from the server. While this lives, the server cannot purge the file.
 struct Reading {
     dump: Box<dyn BinlogStream>,
     name: String,
-    splitter: Splitter,
+    ended: bool,
 }
 
 impl Reading {
@@ -102,19 +125,16 @@ impl Reading {
             .dump(name, MAGIC.len() as u64, AtEnd::Stop)
             .await
             .with_context(|| format!("cannot read binlog {name}"))?;
-        let mut splitter = Splitter::new();
-        // The source never sends the magic bytes.
-        splitter.push(&MAGIC, |_| Ok::<(), SplitError>(()))?;
         Ok(Reading {
             dump,
             name: name.to_owned(),
-            splitter,
+            ended: false,
         })
     }
 
     /// The next bytes of this binlog; None once the source goes on to another one.
     async fn next(&mut self) -> anyhow::Result<Option<bytes::Bytes>> {
-        loop {
+        while !self.ended {
             match self
                 .dump
                 .next()
@@ -123,130 +143,193 @@ impl Reading {
             {
                 DumpItem::Bytes { bytes, .. } => return Ok(Some(bytes)),
                 DumpItem::Binlog { name, .. } if name == self.name => {}
-                DumpItem::Binlog { .. } | DumpItem::End => return Ok(None),
+                DumpItem::Binlog { .. } | DumpItem::End => self.ended = true,
                 DumpItem::Format(_) | DumpItem::Heartbeat => {}
             }
         }
+        Ok(None)
+    }
+
+    /// Fills `batch` anew; it stays empty at the binlog's end.
+    async fn fill(&mut self, batch: &mut Vec<u8>) -> anyhow::Result<()> {
+        batch.clear();
+        while batch.len() < BATCH_BYTES
+            && let Some(bytes) = self.next().await?
+        {
+            batch.extend_from_slice(&bytes);
+        }
+        Ok(())
     }
 }
 
-/// Stores the binlog whole. Its opening is stored already. May run again after any interruption.
-pub async fn seal(
-    archive: &Archive,
-    server: &dyn Server,
-    catalog: &Catalog,
-    codec: Codec,
-    work: &ToSeal,
-) -> anyhow::Result<Manifest> {
-    let place = &work.opening.place;
-    let mut sealer = Sealer::begin(archive, codec, place, catalog.segments(place)).await?;
-    let result = sealer.run(server, work).await;
-    let content = match result {
-        Ok(content) => content,
-        Err(e) => {
-            sealer.upload.abort().await;
-            return Err(e.context(format!("cannot seal {place}")));
-        }
-    };
-    finish_once(sealer.upload).await?;
-    let manifest = content.manifest(work.opening.clone(), codec);
-    let bytes = serde_json::to_vec_pretty(&manifest)?;
-    put_once(&archive.store, &place.manifest_key(&archive.shard, codec), bytes.into()).await?;
-    catalog.sealed(place, &manifest.sha256, manifest.bytes);
-    info!(binlog = %place.name, bytes = manifest.bytes, stored_bytes = manifest.stored_bytes, transactions = manifest.transactions, "sealed a binlog");
-    Ok(manifest)
+/// Reads closed binlogs and stores them whole; everything may run again after any interruption.
+#[derive(Clone)]
+pub struct Sealer {
+    pub archive: Archive,
+    pub server: SharedServer,
+    pub catalog: Arc<Catalog>,
+    pub codec: Codec,
+    /// How many may compute at a time: the live binlog, and the server beside the agent, need processors as well.
+    pub processors: Arc<Semaphore>,
+    /// Of all binlogs, so far.
+    pub read_bytes: Arc<AtomicU64>,
 }
 
-struct Sealer {
+/// A binlog in the store that nobody sees yet.
+pub struct Prepared {
+    work: ToSeal,
     upload: Box<dyn Upload>,
-    encoder: Option<Encoder>,
+    content: Content,
+}
+
+impl Sealer {
+    /// Does everything that may be done before the binlogs before this one are sealed.
+    pub async fn prepare(&self, work: ToSeal) -> anyhow::Result<Prepared> {
+        let place = &work.opening.place;
+        let key = place.sealed_key(&self.archive.shard, self.codec);
+        let mut upload = self.archive.store.upload(&key).await?;
+        match self.copy(&work, &key, &mut *upload).await {
+            Ok(content) => Ok(Prepared { work, upload, content }),
+            Err(e) => {
+                // A store that is away would keep the round from ending.
+                tokio::spawn(upload.abort());
+                Err(e.context(format!("cannot seal {place}")))
+            }
+        }
+    }
+
+    /// Makes the object visible, and puts its manifest last.
+    pub async fn finish(&self, prepared: Prepared) -> anyhow::Result<Manifest> {
+        finish_once(prepared.upload).await?;
+        let manifest = prepared.content.manifest(prepared.work.opening, self.codec);
+        let place = &manifest.opening.place;
+        let (bytes, key) = (
+            serde_json::to_vec_pretty(&manifest)?,
+            place.manifest_key(&self.archive.shard, self.codec),
+        );
+        put_once(&self.archive.store, &key, bytes.into(), PATIENCE).await?;
+        self.catalog.sealed(place, &manifest.sha256, manifest.bytes);
+        info!(binlog = %place.name, bytes = manifest.bytes, stored_bytes = manifest.stored_bytes, transactions = manifest.transactions, "sealed a binlog");
+        Ok(manifest)
+    }
+
+    async fn copy(&self, work: &ToSeal, key: &str, upload: &mut dyn Upload) -> anyhow::Result<Content> {
+        let mut reading = Reading::open(&*self.server, &work.file.name).await?;
+        let mut copying = Copying::begin(work, self.codec, self.catalog.segments(&work.opening.place))?;
+        let (mut batch, mut ahead) = (Vec::with_capacity(2 * BATCH_BYTES), Vec::with_capacity(2 * BATCH_BYTES));
+        reading.fill(&mut batch).await?;
+        while !batch.is_empty() {
+            self.read_bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
+            let (computed, read) = tokio::join!(self.compute(copying, batch), reading.fill(&mut ahead));
+            (copying, batch) = computed?;
+            read?;
+            mem::swap(&mut batch, &mut ahead);
+            if copying.encoder.ready_bytes() >= PORTION_BYTES {
+                let ready = copying.ready();
+                write_in_time(&self.archive.store, key, upload, ready.into()).await?;
+            }
+        }
+        drop(reading);
+        let (content, rest) = copying.finish(work)?;
+        write_in_time(&self.archive.store, key, upload, rest.into()).await?;
+        Ok(content)
+    }
+
+    /// Takes the batch in, on a thread on which nothing else waits.
+    async fn compute(&self, mut copying: Copying, batch: Vec<u8>) -> anyhow::Result<(Copying, Vec<u8>)> {
+        if batch.len() <= INLINE_BYTES_MAX {
+            copying.take(&batch)?;
+            return Ok((copying, batch));
+        }
+        let _permit = self.processors.acquire().await?;
+        let computing = spawn_blocking(move || {
+            copying.take(&batch)?;
+            Ok((copying, batch))
+        });
+        computing.await.context("a computing thread died")?
+    }
+}
+
+/// One binlog on its way into an object.
+struct Copying {
+    name: String,
+    fingerprint: String,
+    splitter: Splitter,
+    /// Until the fingerprint was compared.
+    beginning: Option<Beginning>,
+    facts: Facts,
+    encoder: Encoder,
     stored_bytes: u64,
     hash: Sha256,
     segments: SegmentHashes,
 }
 
-impl Sealer {
-    async fn begin(
-        archive: &Archive,
-        codec: Codec,
-        place: &BinlogPlace,
-        segments: Vec<(SegmentRange, String)>,
-    ) -> anyhow::Result<Sealer> {
-        let mut sealer = Sealer {
-            upload: archive.store.upload(&place.sealed_key(&archive.shard, codec)).await?,
-            encoder: Some(Encoder::new(codec)?),
+impl Copying {
+    fn begin(work: &ToSeal, codec: Codec, segments: Vec<(SegmentRange, String)>) -> anyhow::Result<Copying> {
+        let mut copying = Copying {
+            name: work.file.name.clone(),
+            fingerprint: work.opening.fingerprint.clone(),
+            splitter: after_magic(),
+            beginning: Some(Beginning::new()),
+            facts: Facts::default(),
+            encoder: Encoder::new(codec)?,
             stored_bytes: 0,
             hash: Sha256::new(),
             segments: SegmentHashes::new(segments),
         };
-        sealer.take(&MAGIC)?;
-        Ok(sealer)
+        copying.store(&MAGIC)?;
+        Ok(copying)
     }
 
     fn take(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        let (beginning, facts) = (&mut self.beginning, &mut self.facts);
+        self.splitter.push(bytes, |piece| {
+            if let Some(unknown) = beginning
+                && let Some(identity) = unknown.piece(piece)?
+            {
+                *beginning = None;
+                if identity.fingerprint != self.fingerprint {
+                    let name = &self.name;
+                    bail!(Fault(format!(
+                        "binlog {name} is another one than was shipped under this name"
+                    )));
+                }
+            }
+            facts.piece(piece)
+        })?;
+        self.store(bytes)
+    }
+
+    fn store(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.hash.update(bytes);
         self.segments.take(bytes)?;
-        if let Some(encoder) = &mut self.encoder {
-            encoder.push(bytes)?;
-        }
-        Ok(())
+        Ok(self.encoder.push(bytes)?)
     }
 
-    async fn run(&mut self, server: &dyn Server, work: &ToSeal) -> anyhow::Result<Content> {
-        let mut reading = Reading::open(server, &work.name).await?;
-        let mut beginning = Some(Beginning::new());
-        let mut facts = Facts::default();
-        while let Some(bytes) = reading.next().await? {
-            reading.splitter.push(&bytes, |piece| {
-                if let Some(unknown) = &mut beginning
-                    && let Some(identity) = unknown.piece(piece)?
-                {
-                    beginning = None;
-                    if identity.fingerprint != work.opening.fingerprint {
-                        bail!(Fault(format!(
-                            "binlog {} is another one than was shipped under this name",
-                            work.name
-                        )));
-                    }
-                }
-                facts.piece(piece)
-            })?;
-            self.take(&bytes)?;
-            self.hand_on(PORTION_BYTES).await?;
-        }
-        reading.splitter.finish().with_context(|| format!("binlog {}", work.name))?;
-        let bytes = reading.splitter.position();
-        if let Some(expected) = work.expected_bytes
-            && expected != bytes
-        {
-            bail!("binlog {} has {expected} bytes, but the server sent {bytes}", work.name);
+    /// What is compressed so far.
+    fn ready(&mut self) -> Vec<u8> {
+        let ready = self.encoder.take();
+        self.stored_bytes += ready.len() as u64;
+        ready
+    }
+
+    /// What was read, and the rest of the object.
+    fn finish(self, work: &ToSeal) -> anyhow::Result<(Content, Vec<u8>)> {
+        let name = &self.name;
+        self.splitter.finish().with_context(|| format!("binlog {name}"))?;
+        let (bytes, expected) = (self.splitter.position(), work.file.bytes);
+        if expected != bytes {
+            bail!("binlog {name} has {expected} bytes, but the server sent {bytes}");
         }
         self.segments.finish()?;
-        if let Some(encoder) = self.encoder.take() {
-            let rest = encoder.finish()?;
-            self.write(rest).await?;
-        }
-        Ok(Content {
+        let rest = self.encoder.finish()?;
+        let content = Content {
             bytes,
-            stored_bytes: self.stored_bytes,
-            sha256: format!("{:x}", self.hash.clone().finalize()),
-            facts,
-        })
-    }
-
-    async fn hand_on(&mut self, least: usize) -> anyhow::Result<()> {
-        match &mut self.encoder {
-            Some(encoder) if encoder.ready_bytes() >= least => {
-                let ready = encoder.take();
-                self.write(ready).await
-            }
-            _ => Ok(()),
-        }
-    }
-
-    async fn write(&mut self, bytes: Vec<u8>) -> anyhow::Result<()> {
-        self.stored_bytes += bytes.len() as u64;
-        Ok(self.upload.write(bytes.into()).await?)
+            stored_bytes: self.stored_bytes + rest.len() as u64,
+            sha256: format!("{:x}", self.hash.finalize()),
+            facts: self.facts,
+        };
+        Ok((content, rest))
     }
 }
 

@@ -1,10 +1,10 @@
 //! Round after round, until the agent is told to stop.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{future::pending, path::Path, sync::Arc, thread::available_parallelism, time::Duration};
 
 use anyhow::{Context, bail};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::{Instant, interval, sleep},
 };
 use tracing::{error, info, warn};
@@ -16,7 +16,10 @@ use crate::{
         path,
         records::{DESCENT_FILE, Descent, Ending, Reason, Timeline},
     },
-    mysql::server::{Server, ServerState, SharedServer},
+    mysql::{
+        query::ServerBinlog,
+        server::{Server, ServerState, SharedServer},
+    },
     support::{
         hint::{message, render},
         retry::Backoff,
@@ -28,6 +31,8 @@ use super::{
     lineage::{Claim, Claimant, claim_timeline, is_primary, settle, warn_if_off_the_path},
     reconcile::{Todo, reconcile},
     round::{Round, Settings, stopped},
+    seal::{Sealer, ToSeal},
+    sealing::Sealing,
     standing::Standing,
     status::Status,
     tail::Tail,
@@ -45,6 +50,8 @@ pub struct Shipper {
     pub archive: Archive,
     pub server: SharedServer,
     pub standing: watch::Receiver<Standing>,
+    /// Whether the disk that the server writes its binlogs to is nearly full.
+    pub short_of_disk: watch::Receiver<bool>,
     pub catalog: Arc<Catalog>,
     pub settings: Settings,
     pub status: watch::Sender<Status>,
@@ -114,7 +121,12 @@ impl Shipper {
         if !primary {
             return Ok(());
         }
+        let short_of_disk = *self.short_of_disk.borrow();
         let state = self.server.look().await?;
+        if short_of_disk {
+            // Before anything is asked of the store, which may be why the disk is full.
+            self.tell_of_the_gap(&state);
+        }
         let seen = standing.borrow_and_update().clone();
         let settled = settle_and_reconcile(&self.archive, &*self.server, &state, &seen).await?;
         let (timeline, mut todo) = (settled.timeline, settled.todo);
@@ -133,23 +145,22 @@ impl Shipper {
             purged: state.gtid_purged,
             crashed: todo.ending_before == Some(Ending::Crash),
             vanished_label_ns: todo.vanished_label_ns,
+            short_of_disk,
         };
         self.status.send_modify(|s| s.begins(round.timeline.id, &todo.binlogs));
         let live = todo.binlogs.pop().context("the server has no binlog; is log_bin on?")?;
-        for closed in todo.binlogs {
-            let file = closed.file.clone();
-            tokio::select! {
-                biased;
-                () = stopped(stop) => return Ok(()),
-                done = round.closed(closed) => done?,
-            }
-            self.status.send_modify(|s| s.passes(&file.name, file.bytes));
-        }
+        let closed = tokio::select! {
+            biased;
+            () = stopped(stop) => return Ok(()),
+            placed = round.place_closed(todo.binlogs, &live) => placed?,
+        };
+        self.status.send_modify(|s| s.keeps_only(&closed));
         if let Some((opening, _)) = &live.known {
             round.resume(opening).await?;
         }
         // A server that becomes read-only stops being shipped as an agent does that is stopped: what was received is stored.
         let (end, mut ended) = watch::channel(false);
+        let mut sealing_ended = ended.clone();
         let watching = async {
             tokio::select! {
                 biased;
@@ -157,11 +168,21 @@ impl Shipper {
                 () = self.superseded(&mut standing, &seen, settled.tip, server_uuid) => {}
             }
             end.send_replace(true);
-            std::future::pending::<()>().await;
+            pending::<()>().await;
         };
+        let mut disk = self.short_of_disk.clone();
+        let disk_changed = async {
+            if disk.wait_for(|short| *short != short_of_disk).await.is_err() {
+                pending::<()>().await;
+            }
+        };
+        let (sealing, complete) = self.sealing(closed, short_of_disk);
         tokio::select! {
             biased;
-            followed = Tail::new(&mut round, &live.file.name, live.known).follow(&mut ended) => followed,
+            followed = Tail::new(&mut round, &live.file.name, live.known, complete).follow(&mut ended) => followed,
+            sealed = sealing.run(&mut sealing_ended) => sealed,
+            // All streams are hung up, and the next round goes by what is so now.
+            () = disk_changed => Ok(()),
             () = watching => Ok(()),
         }
     }
@@ -194,6 +215,37 @@ impl Shipper {
                 }
             }
         }
+    }
+
+    fn tell_of_the_gap(&self, state: &ServerState) {
+        let name = |binlog: Option<&ServerBinlog>| binlog.map_or(String::new(), |b| b.name.clone());
+        let status = self.status.borrow();
+        let followed = status.durable.as_ref().map(|(name, _)| name.clone());
+        let first = status.backlog.keys().next().cloned().or(followed);
+        let (first, last) = (
+            first.unwrap_or_else(|| name(state.binlogs.first())),
+            name(state.binlogs.last()),
+        );
+        error!(
+            "the disk of the server's binlogs is nearly full: only the live one is read until there is room; {first} to {last} are not \
+             archived whole, and what the server purges of them before it is archived is a gap"
+        );
+    }
+
+    /// Where the disk is nearly full, closed binlogs are left alone: the server could not purge what is being read.
+    fn sealing(&self, closed: Vec<ToSeal>, short_of_disk: bool) -> (Sealing, mpsc::UnboundedSender<ToSeal>) {
+        // Half of the processors are left to the live binlog and to the server.
+        let processors = available_parallelism().map_or(1, |n| n.get().div_ceil(2));
+        let sealer = Sealer {
+            archive: self.archive.clone(),
+            server: self.server.clone(),
+            catalog: self.catalog.clone(),
+            codec: self.settings.codec,
+            processors: Arc::new(Semaphore::new(processors)),
+            read_bytes: Arc::default(),
+        };
+        let workers = if short_of_disk { 0 } else { self.settings.backlog_workers };
+        Sealing::new(sealer, workers, self.status.clone(), closed)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{archive::records::Manifest, support::clock};
 
-use super::{at_risk::Position, reconcile::Unsealed};
+use super::{at_risk::Position, reconcile::Unsealed, seal::ToSeal};
 
 /// Where shipping stands. Totals count from the start of the process.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +24,10 @@ pub struct Status {
     pub sealed_at_us: Option<i64>,
     /// Closed binlogs that are not sealed yet, by name, with their bytes.
     pub backlog: BTreeMap<String, u64>,
+    /// Of these the ones that are not stored in any form up to their ends, oldest first, and up to where they are.
+    lacking: Vec<(String, u64)>,
+    /// How far the live binlog is stored.
+    live: Option<(String, u64)>,
     pub rounds_failed: u64,
     /// Since when round after round has failed without anything in between that went well.
     pub failing_since_us: Option<i64>,
@@ -43,17 +47,22 @@ impl Status {
         let closed = todo.split_last().map_or(&[][..], |(_live, closed)| closed);
         self.backlog = closed.iter().map(|b| (b.file.name.clone(), b.file.bytes)).collect();
         let covered = |b: &Unsealed| b.known.as_ref().map_or(0, |(_, covered)| *covered);
-        let first_lacking = todo.iter().find(|b| covered(b) < b.file.bytes).or(todo.last());
         // What was passed without storing it, for it held no transaction, the archive does not show.
         let passed = |b: &Unsealed| {
-            let at = self
-                .durable
-                .as_ref()
-                .filter(|(name, _)| self.timeline == Some(timeline) && *name == b.file.name);
+            let at = self.live.as_ref();
+            let at = at.filter(|(name, _)| self.timeline == Some(timeline) && *name == b.file.name);
             at.map_or(0, |(_, position)| *position).min(b.file.bytes)
         };
-        self.durable = first_lacking.map(|b| (b.file.name.clone(), covered(b).max(passed(b))));
+        let stored = |b: &Unsealed| (b.file.name.clone(), covered(b).max(passed(b)));
+        let live = todo.last().map(stored);
+        self.lacking = closed.iter().filter(|b| covered(b) < b.file.bytes).map(stored).collect();
+        self.live = live;
         self.timeline = Some(timeline);
+        self.find_watermark();
+    }
+
+    fn find_watermark(&mut self) {
+        self.durable = self.lacking.first().or(self.live.as_ref()).cloned();
     }
 
     /// Bytes came, or a sign of life: the stream stands.
@@ -62,18 +71,20 @@ impl Status {
         self.failing_since_us = None;
     }
 
-    /// Everything before this place is stored, or holds no transaction. Never goes back.
+    /// Everything of the live binlog before this place is stored, or holds no transaction. Never goes back.
     pub fn reaches(&mut self, name: &str, position: u64) {
         let at = |(name, position): &(String, u64)| Position::of(name, *position);
         let new = (name.to_owned(), position);
-        if self.durable.as_ref().is_none_or(|old| at(old) < at(&new)) {
-            self.durable = Some(new);
+        if self.live.as_ref().is_none_or(|old| at(old) < at(&new)) {
+            self.live = Some(new);
         }
+        self.find_watermark();
     }
 
     pub fn segment_stored(&mut self, timeline: u32, name: &str, end: u64, stored_bytes: u64) {
         self.timeline = Some(timeline);
-        self.durable = Some((name.to_owned(), end));
+        self.live = Some((name.to_owned(), end));
+        self.find_watermark();
         self.durable_at_us = Some(clock::now_us());
         self.segments_stored += 1;
         self.stored_bytes += stored_bytes;
@@ -85,14 +96,22 @@ impl Status {
         self.backlog.insert(name.to_owned(), bytes);
     }
 
+    /// Of the closed binlogs these are left to be sealed: one without a transaction needs no object.
+    pub fn keeps_only(&mut self, left: &[ToSeal]) {
+        let is_left = |name: &str| left.iter().any(|work| work.file.name == name);
+        self.backlog.retain(|name, _| is_left(name));
+        self.lacking.retain(|(name, _)| is_left(name));
+        self.find_watermark();
+    }
+
     /// A closed binlog is done with, sealed or not.
-    pub fn passes(&mut self, name: &str, bytes: u64) {
+    pub fn passes(&mut self, name: &str) {
         self.backlog.remove(name);
-        self.reaches(name, bytes);
+        self.lacking.retain(|(lacking, _)| lacking != name);
+        self.find_watermark();
     }
 
     pub fn sealed(&mut self, manifest: &Manifest) {
-        self.backlog.remove(&manifest.opening.place.name);
         self.sealed += 1;
         self.sealed_at_us = Some(clock::now_us());
         self.stored_bytes += manifest.stored_bytes;
@@ -149,15 +168,16 @@ mod tests {
         status.begins(1, &todo);
         assert_eq!(status.durable, Some(("b.000002".into(), 300)));
         assert_eq!(status.backlog.len(), 2);
-        status.passes("b.000001", 900);
-        assert_eq!(status.durable, Some(("b.000002".into(), 300)), "it does not go back");
-        status.passes("b.000002", 500);
+        status.passes("b.000001");
+        status.segment_stored(1, "b.000003", 400, 1);
+        assert_eq!(status.durable, Some(("b.000002".into(), 300)), "the live one is ahead");
+        status.passes("b.000002");
         assert_eq!(
             (status.durable.clone(), status.backlog.len()),
-            (Some(("b.000002".into(), 500)), 0)
+            (Some(("b.000003".into(), 400)), 0)
         );
-        status.reaches("b.000003", 197);
-        assert_eq!(status.durable, Some(("b.000003".into(), 197)));
+        status.reaches("b.000004", 197);
+        assert_eq!(status.durable, Some(("b.000004".into(), 197)));
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The live binlog followed: segments stored as they are cut, several at a time, the watermark moving in order.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use tokio::{
-    sync::{Mutex, watch},
-    task::{JoinHandle, JoinSet},
+    sync::{mpsc, watch},
+    task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
 use tracing::{info, warn};
@@ -18,18 +18,21 @@ use crate::{
     },
     binlog::{
         event::{MAGIC, kind},
-        splitter::{SplitError, Splitter},
+        splitter::Splitter,
     },
-    mysql::dump::{AtEnd, DumpItem},
+    mysql::{
+        dump::{AtEnd, DumpItem},
+        query::ServerBinlog,
+    },
     store::Upload,
 };
 
 use super::{
     beginning::Identity,
     cutter::{Action, Cutter},
-    puts::{finish_once, put_once},
+    puts::{finish_once, put_once, write_in_time},
     round::{Round, stopped},
-    seal::{ToSeal, identify, seal},
+    seal::{ToSeal, after_magic, identify},
 };
 
 /// Segments being stored at a time; more hide the store's latency, and each holds a segment in memory.
@@ -55,9 +58,8 @@ pub struct Tail<'r> {
     uploads: FuturesOrdered<JoinHandle<anyhow::Result<Stored>>>,
     /// A large event's segment on its way, and the bytes of it so far.
     stream: Option<(Box<dyn Upload>, SegmentRange, u64)>,
-    seals: JoinSet<anyhow::Result<()>>,
-    /// Binlogs are sealed one after the other.
-    sealing: Arc<Mutex<()>>,
+    /// Takes what is complete.
+    sealing: mpsc::UnboundedSender<ToSeal>,
     deadline: Option<Instant>,
     /// The fingerprint that the server's file of this name had at the last look.
     first_seen: Option<String>,
@@ -65,7 +67,12 @@ pub struct Tail<'r> {
 
 impl<'r> Tail<'r> {
     /// From the beginning of `name`, or from where `known` (its opening, and how far it is covered) ends.
-    pub fn new(round: &'r mut Round, name: &str, known: Option<(Opening, u64)>) -> Tail<'r> {
+    pub fn new(
+        round: &'r mut Round,
+        name: &str,
+        known: Option<(Opening, u64)>,
+        sealing: mpsc::UnboundedSender<ToSeal>,
+    ) -> Tail<'r> {
         let (codec, segment_bytes) = (round.settings.codec, round.settings.segment_bytes);
         let (opening, covered) = known.map_or((None, 0), |(opening, covered)| (Some(opening), covered));
         let resumes = opening.is_some() && covered > MAGIC.len() as u64;
@@ -86,8 +93,7 @@ impl<'r> Tail<'r> {
             last_kind: 0,
             uploads: FuturesOrdered::new(),
             stream: None,
-            seals: JoinSet::new(),
-            sealing: Arc::default(),
+            sealing,
             deadline: None,
             first_seen: None,
         }
@@ -108,7 +114,6 @@ impl<'r> Tail<'r> {
                 biased;
                 () = stopped(stop) => return self.finish().await,
                 Some(done) = self.uploads.next(), if !self.uploads.is_empty() => self.stored(done)?,
-                Some(done) = self.seals.join_next(), if !self.seals.is_empty() => done.context("a sealing task died")??,
                 () = sleep_until(self.deadline.unwrap_or_else(Instant::now)), if self.deadline.is_some() && may_read => {
                     self.deadline = None;
                     self.cut().await?;
@@ -185,9 +190,9 @@ impl<'r> Tail<'r> {
                 Action::Put(cut) => {
                     self.deadline = None;
                     let (store, key) = (self.round.archive.store.clone(), self.key(cut.range)?);
-                    let stored_bytes = cut.bytes.len() as u64;
+                    let (stored_bytes, patience) = (cut.bytes.len() as u64, self.round.patience());
                     self.uploads.push_back(tokio::spawn(async move {
-                        put_once(&store, &key, cut.bytes.into()).await?;
+                        put_once(&store, &key, cut.bytes.into(), patience).await?;
                         Ok(Stored {
                             range: cut.range,
                             sha256: cut.sha256,
@@ -200,11 +205,15 @@ impl<'r> Tail<'r> {
                     self.stream = Some((upload, range, 0));
                 }
                 Action::StreamBytes(bytes) => {
-                    let Some((upload, _, stored_bytes)) = &mut self.stream else {
+                    let Some((upload, range, stored_bytes)) = &mut self.stream else {
                         bail!("bytes of a segment that was not begun")
                     };
                     *stored_bytes += bytes.len() as u64;
-                    upload.write(bytes.into()).await?;
+                    let (store, key) = (
+                        &self.round.archive.store,
+                        segment_key(self.round, self.opening.as_ref(), *range)?,
+                    );
+                    write_in_time(store, &key, &mut **upload, bytes.into()).await?;
                 }
                 Action::StreamEnd { sha256 } => {
                     let Some((upload, range, stored_bytes)) = self.stream.take() else {
@@ -237,17 +246,11 @@ impl<'r> Tail<'r> {
     }
 
     fn place(&self) -> anyhow::Result<&BinlogPlace> {
-        Ok(&self
-            .opening
-            .as_ref()
-            .context("a segment was cut before its binlog had a place")?
-            .place)
+        place(self.opening.as_ref())
     }
 
     fn key(&self, range: SegmentRange) -> anyhow::Result<String> {
-        Ok(self
-            .place()?
-            .segment_key(&self.round.archive.shard, range, self.round.settings.codec))
+        segment_key(self.round, self.opening.as_ref(), range)
     }
 
     /// i3: called in the order in which the segments were cut.
@@ -274,25 +277,13 @@ impl<'r> Tail<'r> {
         self.splitter.finish().with_context(|| format!("binlog {}", self.name))?;
         self.drain().await?;
         if let Some(opening) = self.opening.take() {
-            let work = ToSeal {
+            let file = ServerBinlog {
                 name: self.name.clone(),
-                opening,
-                expected_bytes: Some(self.splitter.position()),
+                bytes: self.splitter.position(),
             };
-            let (archive, server, catalog) = (
-                self.round.archive.clone(),
-                self.round.server.clone(),
-                self.round.catalog.clone(),
-            );
-            let (codec, sealing) = (self.round.settings.codec, self.sealing.clone());
-            let status = self.round.status.clone();
-            status.send_modify(|s| s.closes(&work.name, self.splitter.position()));
-            self.seals.spawn(async move {
-                let _one_at_a_time = sealing.lock().await;
-                let manifest = seal(&archive, &*server, &catalog, codec, &work).await?;
-                status.send_modify(|s| s.sealed(&manifest));
-                Ok(())
-            });
+            self.round.status.send_modify(|s| s.closes(&file.name, file.bytes));
+            // Whoever seals may have ended with the round, which is about to.
+            let _ = self.sealing.send(ToSeal { file, opening });
         }
         let ending = match self.last_kind {
             kind::ROTATE => Ending::Rotate,
@@ -324,11 +315,10 @@ impl<'r> Tail<'r> {
     }
 }
 
-/// The source never sends the magic bytes.
-fn after_magic() -> Splitter {
-    let mut splitter = Splitter::new();
-    splitter
-        .push(&MAGIC, |_| Ok::<(), SplitError>(()))
-        .expect("these are the magic bytes");
-    splitter
+fn place(opening: Option<&Opening>) -> anyhow::Result<&BinlogPlace> {
+    Ok(&opening.context("a segment was cut before its binlog had a place")?.place)
+}
+
+fn segment_key(round: &Round, opening: Option<&Opening>, range: SegmentRange) -> anyhow::Result<String> {
+    Ok(place(opening)?.segment_key(&round.archive.shard, range, round.settings.codec))
 }

@@ -150,7 +150,8 @@ pub fn call_timeout(bytes: u64) -> Duration {
     CALL_TIMEOUT + moving_time(bytes)
 }
 
-fn moving_time(bytes: u64) -> Duration {
+/// How long this many bytes may be on their way.
+pub fn moving_time(bytes: u64) -> Duration {
     Duration::from_secs(bytes / SLOWEST_BYTES_PER_S)
 }
 

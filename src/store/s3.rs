@@ -9,7 +9,8 @@
 //! **Time.** An attempt may take ten seconds, a call with all its attempts half a minute, and both longer by what their bytes may take;
 //! a transfer that stands still ends sooner. Bodies that are read as a stream have a guard of their own.
 //!
-//! **Memory.** An upload holds the part that is being filled and at most two that are on their way: 24 MiB for objects up to 8 GiB.
+//! **Memory.** An upload holds the part that is being filled; of all uploads together two are on their way: 30 MiB for four uploads of
+//! objects up to 4.6 GiB.
 //!
 //! **If the process dies** during a multipart upload, its parts stay, invisible and paid for, until a lifecycle rule
 //! (AbortIncompleteMultipartUpload) removes them: every bucket needs one. A PUT is there whole or not at all.
@@ -27,7 +28,7 @@ use aws_sdk_s3::{
     operation::get_object::GetObjectOutput,
 };
 use bytes::Bytes;
-use tokio::io::AsyncReadExt;
+use tokio::{io::AsyncReadExt, sync::Semaphore};
 
 use super::{
     CALL_TIMEOUT, Checksums, GET_BYTES_MAX, ObjectMeta, ObjectReader, Put, Store, StoreError, Upload, Version, call_timeout, key,
@@ -77,6 +78,8 @@ struct Bucket {
     prefix: String,
     url: String,
     checksums: Checksums,
+    /// One permit for each part of a large object that may be on its way.
+    parts: Arc<Semaphore>,
 }
 
 impl S3Store {
@@ -155,6 +158,7 @@ impl S3Store {
                 prefix,
                 url,
                 checksums,
+                parts: Arc::new(Semaphore::new(upload::ALL_PARTS_IN_FLIGHT_MAX)),
             }),
         })
     }

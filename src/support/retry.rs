@@ -1,4 +1,4 @@
-//! Waiting between attempts: exponential with full jitter, and a cap.
+//! Waiting between attempts: exponential with jitter, and a cap.
 
 use std::{cell::RefCell, time::Duration};
 

@@ -2,12 +2,18 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
+};
+
+use super::{
+    mysql::Server,
+    node::{Node, path_text},
 };
 
 /// Python with moto's modules takes a few seconds to start, more on a busy machine.
@@ -82,4 +88,47 @@ fn python() -> PathBuf {
             server.display()
         ),
     }
+}
+
+/// A node whose archive is `url` at `endpoint`. `extra`: as for [`Node::new`].
+pub fn s3_node(server: &Server, endpoint: &str, url: &str, extra: &str) -> Node {
+    let mut node = Node::new(server, extra);
+    let folder = format!("url = \"file://{}\"", path_text(&node.archive_dir));
+    let s3 = format!(
+        "url = \"{url}\"
+region = \"eu-west-1\"
+endpoint = \"{endpoint}\"
+path_style = true"
+    );
+    node.reconfigure(&folder, &s3);
+    let environment = [
+        ("AWS_ACCESS_KEY_ID", "AKIDTEST"),
+        ("AWS_SECRET_ACCESS_KEY", "nobody-prints-this"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("AWS_CONFIG_FILE", "/dev/null"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
+    ];
+    node.environment = environment.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+    node
+}
+
+/// Asks moto's own interface, or its S3 without a signature, which it takes.
+pub fn http(moto: &Moto, method: &str, path: &str, body: &str) {
+    let address = moto.endpoint.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{method} {path}: {answer}");
+}
+
+/// In the region of [`s3_node`].
+pub fn make_bucket(moto: &Moto, bucket: &str) {
+    let place = "<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+                 <LocationConstraint>eu-west-1</LocationConstraint></CreateBucketConfiguration>";
+    http(moto, "PUT", &format!("/{bucket}"), place);
 }

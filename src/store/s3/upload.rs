@@ -10,13 +10,15 @@ use tokio::task::JoinSet;
 use super::{Bucket, Call, allow};
 use crate::store::{Checksums, Put, StoreError, Upload, moving_time};
 
-/// Large enough that the time of a request does not matter beside that of its bytes, small enough to hold three of them.
-const FIRST_PART_BYTES: usize = 8 * 1024 * 1024;
-/// S3 takes 10,000 parts, of 5 MiB to 5 GiB, 5 TiB in all: doubling the size this often (to 4 GiB at last) reaches it, and leaves all
-/// parts of objects below 8 GiB small.
-const PARTS_OF_ONE_SIZE: usize = 1000;
-/// One travels while S3 stores the other.
+/// The least that S3 takes, for several uploads hold one each: still large beside the time of a request.
+const FIRST_PART_BYTES: usize = 5 * 1024 * 1024;
+/// S3 takes 10,000 parts, of 5 MiB to 5 GiB, 5 TiB in all: doubling the size this often (to 5 GiB at last) reaches it, and leaves all
+/// parts of objects below 4.6 GiB small.
+const PARTS_OF_ONE_SIZE: usize = 950;
+/// Of one object: one travels while S3 stores the other.
 const PARTS_IN_FLIGHT_MAX: usize = 2;
+/// Of all objects, for each is held in memory, and the SDK copies it. Small objects, which are in a hurry, do not wait for them.
+pub(super) const ALL_PARTS_IN_FLIGHT_MAX: usize = 2;
 /// What S3 may take to join one more part to the others: "several minutes" for the largest objects, says its manual.
 const PART_JOIN_TIME: Duration = Duration::from_millis(100);
 
@@ -121,15 +123,18 @@ impl Parts {
         while self.in_flight.len() >= PARTS_IN_FLIGHT_MAX {
             self.settle_one().await?;
         }
+        let parts = Arc::clone(&self.bucket.parts);
+        let permit = parts.acquire_owned().await.map_err(|e| {
+            let call = Call::put(&self.key, &Put::IfAbsent);
+            self.bucket.failed(&call, e)
+        })?;
         self.begun += 1;
         let body = mem::take(&mut self.buffer).into();
-        self.in_flight.spawn(send_part(
-            Arc::clone(&self.bucket),
-            self.key.clone(),
-            upload_id,
-            self.begun,
-            body,
-        ));
+        let sending = send_part(Arc::clone(&self.bucket), self.key.clone(), upload_id, self.begun, body);
+        self.in_flight.spawn(async move {
+            let _permit = permit;
+            sending.await
+        });
         Ok(())
     }
 
@@ -270,6 +275,6 @@ mod tests {
         let sizes: Vec<u64> = (1..=10_000).map(|number| part_bytes(number) as u64).collect();
         assert!(sizes.iter().all(|size| (5 * MIB..=5 * 1024 * MIB).contains(size)));
         assert!(sizes.iter().sum::<u64>() >= 5 * 1024 * 1024 * MIB);
-        assert!(sizes[..1000].iter().all(|size| *size == 8 * MIB));
+        assert!(sizes[..950].iter().all(|size| *size == 5 * MIB));
     }
 }
