@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use anyhow::bail;
 use tracing::{debug, warn};
 
 use crate::{
     archive::{
         keys::{BinlogPlace, number},
         listing::{Archive, Form, StoredBinlog, covered_end},
+        path::Path,
         records::{Ending, Opening, Timeline},
     },
     binlog::gtid::GtidSet,
@@ -45,7 +47,13 @@ pub struct Todo {
 }
 
 /// Looks from the newest binlog back until it meets one that is sealed: binlogs are sealed in order.
-pub async fn reconcile(archive: &Archive, server: &dyn Server, state: &ServerState, timeline: &Timeline) -> anyhow::Result<Todo> {
+pub async fn reconcile(
+    archive: &Archive,
+    server: &dyn Server,
+    state: &ServerState,
+    timelines: &[Timeline],
+    timeline: &Timeline,
+) -> anyhow::Result<Todo> {
     let (files, server_uuid) = (&state.binlogs, state.server_uuid);
     let is_on_server = |place: &BinlogPlace| place.server_uuid == server_uuid && files.iter().any(|f| f.name == place.name);
     // Everything is judged by these two listings: what another task opens meanwhile is not taken for lost.
@@ -125,12 +133,21 @@ pub async fn reconcile(archive: &Archive, server: &dyn Server, state: &ServerSta
     shipped.extend(tails);
     shipped.retain(|b| b.opening.timeline == timeline.id);
     if !met_any {
-        todo.history_was_replaced = !holds_what_was_shipped(archive, &shipped, state, timeline).await?;
-    } else if let Some(newest) = shipped.iter().map(|b| b.place().label_ns).max() {
-        (todo.went_back_to, todo.vanished_label_ns) = (newest_met, Some(newest));
+        // What was opened since the first look is in the listings and not in that.
+        let now = server.look().await?;
+        if !now.binlogs.iter().map(|f| &f.name).eq(files.iter().map(|f| &f.name)) {
+            bail!("the server's binlogs changed while they were compared with the archive");
+        }
+        todo.history_was_replaced = !holds_what_was_shipped(archive, &shipped, &now, timeline).await?;
+    } else if !shipped.is_empty() || !descends_from(timelines, timeline.id, newest_met) {
+        (todo.went_back_to, todo.vanished_label_ns) = (newest_met, Some(i64::MAX));
     }
     debug!(binlogs = todo.binlogs.len(), met_any, "compared the server with the archive");
     Ok(todo)
+}
+
+fn descends_from(timelines: &[Timeline], id: u32, ancestor: Option<u32>) -> bool {
+    Path::find(timelines, Some(id)).is_ok_and(|path| path.timelines().iter().any(|t| Some(t.id) == ancestor))
 }
 
 /// Whether the server's gtid_executed holds everything that the archive has of this timeline.

@@ -112,7 +112,6 @@ impl Shipper {
             snapshot_wanted: self.snapshot_wanted.clone(),
             server_uuid: timeline.server_uuid,
             timeline,
-            purged: state.gtid_purged,
             crashed: todo.ending_before == Some(Ending::Crash),
             vanished_label_ns: todo.vanished_label_ns,
         };
@@ -161,7 +160,7 @@ async fn settle_and_reconcile(archive: &Archive, server: &dyn Server, state: &Se
     let timeline = settle(archive, &claimant).await?;
     // A claim is made on what the decision was based on: whoever decides the same at the same moment collides with it.
     let timelines = archive.timelines().await?;
-    let todo = reconcile(archive, server, state, &timeline).await?;
+    let todo = reconcile(archive, server, state, &timelines, &timeline).await?;
     if !todo.history_was_replaced {
         let older = timelines.into_iter().find(|t| Some(t.id) == todo.went_back_to);
         return Ok((older.unwrap_or(timeline), todo));
@@ -175,7 +174,7 @@ async fn settle_and_reconcile(archive: &Archive, server: &dyn Server, state: &Se
     };
     let root = claim_timeline(archive, &timelines, state.server_uuid, claim).await?;
     // What the old history left behind is none of the root's business.
-    let todo = reconcile(archive, server, state, &root).await?;
+    let todo = reconcile(archive, server, state, &archive.timelines().await?, &root).await?;
     Ok((root, todo))
 }
 
