@@ -257,10 +257,10 @@ pub async fn the_path_is_the_servers_history(archive: &Archive, server: &FakeSer
     };
     // A root that takes the place of a history does not hold what its server had before: its snapshot does.
     let root = &path.timelines()[0];
-    if root.reason == Reason::Reset {
-        if let Some(first) = binlogs.first() {
-            missing = missing.subtract(&first.binlog.opening.held_before);
-        }
+    if root.reason == Reason::Reset
+        && let Some(first) = binlogs.first()
+    {
+        missing = missing.subtract(&first.binlog.opening.held_before);
     }
     ensure!(
         missing.is_empty(),

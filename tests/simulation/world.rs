@@ -237,7 +237,8 @@ impl World {
             }
             57..58 => {
                 info!(target: "sim", "server: is killed, and loses a file");
-                self.server.kill_losing_a_file();
+                let stored = Stored::look(&self.memory, &self.shard);
+                self.server.kill_losing_a_file(|file| stored.end_of(file));
             }
             58..61 => {
                 let stored = Stored::look(&self.memory, &self.shard);
