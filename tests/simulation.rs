@@ -28,6 +28,8 @@ mod server;
 mod world;
 
 const SEEDS: u64 = 1000;
+/// Which events are told is known to `tracing` for the whole process: one test at a time.
+static ALONE: Mutex<()> = Mutex::new(());
 /// Told of a failing seed.
 const STORY_LINES: usize = 200;
 
@@ -111,6 +113,7 @@ fn number(variable: &str) -> Option<u64> {
 
 #[test]
 fn whatever_happens_the_archive_is_the_servers_history() {
+    let _alone = ALONE.lock();
     if let Some(seed) = number("MYSQL_PITR_SEED") {
         let (ended, story) = tell(seed);
         println!("{story}");
@@ -152,6 +155,7 @@ fn whatever_happens_the_archive_is_the_servers_history() {
 /// A seed that cannot be replayed would be worth little.
 #[test]
 fn a_seed_is_the_same_story_every_time() {
+    let _alone = ALONE.lock();
     for seed in 0..5 {
         let ((_, once), (_, again)) = (tell(seed), tell(seed));
         let differs = once.lines().zip(again.lines()).find(|(a, b)| a != b);

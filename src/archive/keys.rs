@@ -98,6 +98,13 @@ impl BinlogPlace {
     }
 }
 
+/// Whether a binlog of this name can have a place here.
+pub fn is_binlog_name(name: &str) -> bool {
+    /// With a label, a codec's extension and that of a manifest, within a file's name.
+    const BYTES_MAX: usize = 200;
+    !name.is_empty() && name.len() <= BYTES_MAX && !name.contains('/') && !name.contains(char::is_control)
+}
+
 /// The number that a binlog's name ends with; a server gives them in order.
 pub fn number(name: &str) -> u64 {
     name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0)

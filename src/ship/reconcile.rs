@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use anyhow::bail;
 use tracing::{debug, warn};
 
 use crate::{
@@ -84,7 +85,7 @@ pub async fn reconcile(
     };
     let (mut newest_met, mut known) = (None, BTreeSet::new());
     for file in files.iter().rev() {
-        let is_namesake = |b: &&StoredBinlog| b.place().name == file.name && line.contains(&b.opening.timeline);
+        let is_namesake = |b: &&StoredBinlog| b.place().name == file.name && (!took_over || line.contains(&b.opening.timeline));
         let namesakes: Vec<&StoredBinlog> = stored.iter().filter(is_namesake).collect();
         let identity = if namesakes.is_empty() && !took_over {
             None
@@ -151,9 +152,14 @@ pub async fn reconcile(
     shipped.extend(tails);
     shipped.retain(|b| b.opening.timeline == timeline.id);
     if !met_any {
-        todo.history_was_replaced = !holds_what_was_shipped(archive, &shipped, state, timeline).await?;
-    } else if let Some(newest) = shipped.iter().map(|b| b.place().label_ns).max() {
-        (todo.went_back_to, todo.vanished_label_ns) = (newest_met, Some(newest));
+        // What was opened since the first look is in the listings and not in that.
+        let now = server.look().await?;
+        if !now.binlogs.iter().map(|f| &f.name).eq(files.iter().map(|f| &f.name)) {
+            bail!("the server's binlogs changed while they were compared with the archive");
+        }
+        todo.history_was_replaced = !holds_what_was_shipped(archive, &shipped, &now, timeline).await?;
+    } else if !shipped.is_empty() || !descends_from(timelines, timeline.id, newest_met) {
+        (todo.went_back_to, todo.vanished_label_ns) = (newest_met, Some(i64::MAX));
     }
     debug!(binlogs = todo.binlogs.len(), met_any, "compared the server with the archive");
     Ok(todo)
@@ -174,6 +180,10 @@ async fn lacking_before(archive: &Archive, path: &Path, state: &ServerState) -> 
         archived.add(&oldest.gtids_before);
     }
     Ok(state.gtid_executed.subtract(&archived))
+}
+
+fn descends_from(timelines: &[Timeline], id: u32, ancestor: Option<u32>) -> bool {
+    Path::find(timelines, Some(id)).is_ok_and(|path| path.timelines().iter().any(|t| Some(t.id) == ancestor))
 }
 
 /// Whether the server's gtid_executed holds everything that the archive has of this timeline.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::sync::{Notify, watch};
 use tracing::{error, info};
 use uuid::Uuid;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{
     archive::{
         codec::Codec,
-        keys::BinlogPlace,
+        keys::{BinlogPlace, is_binlog_name},
         listing::Archive,
         records::{Ending, Opening, Reason, Timeline},
     },
@@ -50,8 +50,6 @@ pub struct Round {
     pub status: watch::Sender<Status>,
     pub server_uuid: Uuid,
     pub timeline: Timeline,
-    /// The server's gtid_purged when the round began.
-    pub purged: GtidSet,
     /// A binlog that was killed in the middle lies before the next one that is opened.
     pub crashed: bool,
     /// As in [`super::Shipper`].
@@ -136,12 +134,21 @@ impl Round {
 
     /// Gives a binlog its place: the record that is stored before anything else of it.
     pub async fn open(&mut self, name: &str, identity: &Identity) -> anyhow::Result<Opening> {
+        // A part of a key.
+        if !is_binlog_name(name) {
+            bail!(
+                "the server names a binlog `{}`, which cannot be archived under that name",
+                name.escape_debug()
+            );
+        }
         let place = BinlogPlace {
             server_uuid: self.server_uuid,
             label_ns: self.archive.clock.now_us() * NS_PER_US,
             name: name.to_owned(),
         };
-        let mut opening = identity.opening(self.timeline.id, place, &self.purged);
+        // Not what it was when the round began: a RESET since then forgets what a clone or a recovery brought.
+        let purged = self.server.look().await?.gtid_purged;
+        let mut opening = identity.opening(self.timeline.id, place, &purged);
         if self.crashed || self.vanished_label_ns.is_some() {
             self.branch_after_crash(&opening.held_before).await?;
             opening.timeline = self.timeline.id;

@@ -142,7 +142,6 @@ impl Shipper {
             snapshot_wanted: self.snapshot_wanted.clone(),
             server_uuid: timeline.server_uuid,
             timeline,
-            purged: state.gtid_purged,
             crashed: todo.ending_before == Some(Ending::Crash),
             vanished_label_ns: todo.vanished_label_ns,
             short_of_disk,

@@ -18,7 +18,7 @@ use mysql_pitr::{
         transaction::{Tracker, Transaction},
     },
     recover::{
-        plan::plan,
+        plan::{Request, plan},
         target::{Target, path_binlogs},
     },
 };
@@ -257,10 +257,10 @@ pub async fn the_path_is_the_servers_history(archive: &Archive, server: &FakeSer
     };
     // A root that takes the place of a history does not hold what its server had before: its snapshot does.
     let root = &path.timelines()[0];
-    if root.reason == Reason::Reset {
-        if let Some(first) = binlogs.first() {
-            missing = missing.subtract(&first.binlog.opening.held_before);
-        }
+    if root.reason == Reason::Reset
+        && let Some(first) = binlogs.first()
+    {
+        missing = missing.subtract(&first.binlog.opening.held_before);
     }
     ensure!(
         missing.is_empty(),
@@ -268,7 +268,9 @@ pub async fn the_path_is_the_servers_history(archive: &Archive, server: &FakeSer
         path.last().id
     );
     if !has_gaps {
-        let plan = plan(archive, None, &Target::Latest).await.context("nothing is recoverable")?;
+        let plan = plan(archive, &Request::new(Target::Latest))
+            .await
+            .context("nothing is recoverable")?;
         ensure!(
             plan.target_gtids == executed,
             "i7: a recovery would bring {}, and the server has {executed}",

@@ -128,6 +128,7 @@ impl World {
         let settings = Settings {
             flush_interval: Duration::from_millis(*[100, 1000].choose(&mut random).unwrap()),
             segment_bytes: *[2_000, 65_536, 8 << 20].choose(&mut random).unwrap(),
+            backlog_workers: random.random_range(1..=4),
             codec: *[Codec::None, Codec::Gzip, Codec::Zstd].choose(&mut random).unwrap(),
         };
         info!(target: "sim", ?settings);
@@ -184,6 +185,7 @@ impl World {
             settings: self.settings.clone(),
             status: watch::Sender::new(Status::default()),
             snapshot_wanted: Arc::new(Notify::new()),
+            short_of_disk: watch::channel(false).1,
         };
         let watching = tokio::spawn(watch_watermark(
             shipper.status.subscribe(),
@@ -240,7 +242,8 @@ impl World {
             }
             57..58 => {
                 info!(target: "sim", "server: is killed, and loses a file");
-                self.server.kill_losing_a_file();
+                let stored = Stored::look(&self.memory, &self.shard);
+                self.server.kill_losing_a_file(|file| stored.end_of(file));
             }
             58..61 => {
                 let stored = Stored::look(&self.memory, &self.shard);

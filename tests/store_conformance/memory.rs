@@ -1,12 +1,13 @@
-//! The store that simulations use must be a store.
+//! The stores that simulations use must be stores.
 
 use std::sync::Arc;
 
 use mysql_pitr::store::SharedStore;
 
-use crate::support::memory_store::MemoryStore;
+use crate::support::{faulty_store::FaultyStore, memory_store::MemoryStore};
 
-struct Fixture(MemoryStore);
+/// Without a fault, what fails by seed is what it stands for.
+struct Fixture(FaultyStore);
 
 impl Fixture {
     fn store(&self) -> SharedStore {
@@ -14,4 +15,4 @@ impl Fixture {
     }
 }
 
-crate::conformance!(async { Fixture(MemoryStore::default()) });
+crate::conformance!(async { Fixture(FaultyStore::new(Arc::new(MemoryStore::default()), 1)) });

@@ -32,6 +32,10 @@ pub struct Faults {
 /// Listings miss objects that are younger, where they are stale.
 const STALE_MAX: Duration = Duration::from_secs(2);
 
+/// How many of the PUTs that failed take effect all the same, after their client was told.
+const LATE: f64 = 0.1;
+const LATE_MS_MAX: u64 = 5_000;
+
 #[derive(Debug)]
 struct Shared {
     inner: SharedStore,
@@ -159,6 +163,15 @@ impl FaultyStore {
         result
     }
 
+    async fn put_now(&self, key: &str, bytes: Bytes, condition: Put) -> Result<Version, StoreError> {
+        let put = self.shared.inner.put(key, bytes, condition).await;
+        if put.is_ok() {
+            self.is_born(key);
+            tracing::info!(target: "sim", "store: put {key}");
+        }
+        put
+    }
+
     fn is_born(&self, key: &str) {
         self.shared
             .born
@@ -195,15 +208,17 @@ impl Store for FaultyStore {
     async fn put(&self, key: &str, bytes: Bytes, condition: Put) -> Result<Version, StoreError> {
         self.dies_here().await;
         let _writing = Writing::begin(&self.shared);
-        let put = async {
-            let put = self.shared.inner.put(key, bytes, condition).await;
-            if put.is_ok() {
-                self.is_born(key);
-                tracing::info!(target: "sim", "store: put {key}");
-            }
-            put
-        };
-        self.request(format!("put {key}"), put).await
+        let put = self
+            .request(format!("put {key}"), self.put_now(key, bytes.clone(), condition.clone()))
+            .await;
+        if put.as_ref().is_err_and(StoreError::is_transient) && self.random().random_bool(LATE) {
+            let (late, key, delay_ms) = (self.clone(), key.to_owned(), self.random().random_range(0..LATE_MS_MAX));
+            tokio::spawn(async move {
+                sleep(Duration::from_millis(delay_ms)).await;
+                let _ = late.put_now(&key, bytes, condition).await;
+            });
+        }
+        put
     }
 
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError> {
