@@ -275,11 +275,13 @@ async fn ship_from_a_liar(seed: u64) -> usize {
         ..Standing::default()
     };
     let shipper = Shipper {
+        short_of_disk: watch::channel(false).1,
         archive: archive.clone(),
         server: Arc::new(Liar::new(seed)),
         standing: watch::channel(standing).1,
         catalog: Arc::new(Catalog::open(Path::new(":memory:"))),
         settings: Settings {
+            backlog_workers: 2,
             flush_interval: Duration::from_millis(100),
             segment_bytes: 65_536,
             codec: Codec::Zstd,
