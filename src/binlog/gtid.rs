@@ -125,6 +125,11 @@ impl GtidSet {
         }
     }
 
+    /// The servers, or made-up uuids, whose GTIDs are in the set, in order; tags apart.
+    pub fn uuids(&self) -> impl Iterator<Item = Uuid> {
+        self.intervals.iter().map(|(tsid, _)| tsid.uuid)
+    }
+
     /// The largest number from `tsid`.
     pub fn last_of(&self, tsid: Tsid) -> Option<u64> {
         self.of(&tsid).last().map(|i| i.end - 1)
