@@ -234,7 +234,7 @@ pub fn is_primary(timelines: &[Timeline], server_uuid: Uuid) -> bool {
 
 /// Says why a server's transactions are left out by recovery, and what to do; nothing where they are not.
 pub fn warn_if_off_the_path(timelines: &[Timeline], claimant: &Claimant<'_>, own: &Timeline) {
-    let Some(tip) = path::tip(timelines).filter(|tip| tip.id != own.id) else {
+    let Some(tip) = path::tip(timelines).filter(|tip| tip.server_uuid != own.server_uuid) else {
         return;
     };
     let missing = tip.branch_set.subtract(claimant.gtid_executed);
