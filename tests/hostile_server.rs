@@ -271,7 +271,7 @@ async fn ship_from_a_liar(seed: u64) -> usize {
         clock: Arc::new(WallClock),
     };
     let standing = Standing {
-        is_writable: true,
+        writable: Some(true),
         ..Standing::default()
     };
     let shipper = Shipper {

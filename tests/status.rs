@@ -4,7 +4,7 @@ mod support;
 
 use std::{fs, net::SocketAddr, time::Duration};
 
-use mysql_pitr::agent::document::{Document, Role};
+use mysql_pitr::{agent::document::Document, orchestrator::Role};
 use support::{
     eventually,
     mysql::Server,

@@ -85,7 +85,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         warn!("the server cannot be reached yet: {}", render(&e));
     }
     let (stop_sender, stop) = watch::channel(false);
-    let roles = RoleWatch::new(endpoint.clone(), config.orchestrator()?)?;
+    let orchestrator = config.orchestrator()?;
+    let poll_interval = orchestrator.as_ref().map(|o| o.poll_interval);
+    let roles = RoleWatch::new(endpoint.clone(), orchestrator)?;
     let (disk_sender, short_of_disk) = watch::channel(false);
     let watching_disk = tokio::spawn(disk::watch(
         endpoint.clone(),
@@ -113,6 +115,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         config,
         archive: &archive,
         endpoint: &endpoint,
+        poll_interval,
+        standing: roles.subscribe(),
         status: shipper.status.subscribe(),
         catalog: &shipper.catalog,
         errors,

@@ -190,11 +190,11 @@ impl RoleWatch {
 }
 
 fn log_change(before: &Standing, now: &Standing) {
-    if (before.role, before.is_writable) != (now.role, now.is_writable) {
+    if (before.role, before.writable) != (now.role, now.writable) {
         info!(
             "this server's role is {}, and it is {}",
             now.role,
-            if now.is_writable { "writable" } else { "read-only" }
+            if now.is_writable() { "writable" } else { "read-only" }
         );
     }
     if before.confirmed_by != now.confirmed_by

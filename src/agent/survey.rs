@@ -111,11 +111,13 @@ impl Surveyor {
             return Ok(ArchiveView {
                 seen_at: Moment::now(),
                 tip: path::tip(&timelines).map(|t| t.id),
+                newest_timeline: timelines.iter().map(|t| t.id).max(),
                 last_binlog: None,
                 last_snapshot_at: None,
                 recoverable_from: None,
                 recoverable_until: None,
                 gaps: Vec::new(),
+                faults: Vec::new(),
             });
         };
         let index = self.archive.sealed_index().await?;
@@ -136,11 +138,13 @@ impl Surveyor {
         Ok(ArchiveView {
             seen_at: Moment(now_us),
             tip: Some(path.last().id),
+            newest_timeline: timelines.iter().map(|t| t.id).max(),
             last_binlog: binlogs.last().map(|b| b.place.name.clone()),
             last_snapshot_at: last_snapshot_us.map(Moment),
             recoverable_from: window.from_us.map(Moment),
             recoverable_until: window.from_us.and(last_commit_us.max(window.from_us)).map(Moment),
             gaps: window.gaps,
+            faults: Vec::new(),
         })
     }
 

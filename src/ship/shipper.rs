@@ -108,17 +108,7 @@ impl Shipper {
     async fn round(&self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<()> {
         let mut standing = self.standing.clone();
         let known = standing.borrow_and_update().clone();
-        if known == Standing::default() {
-            // Nobody has looked at the server yet.
-            return Ok(());
-        }
-        let primary = known.ships();
-        let mut before = None;
-        self.status.send_modify(|s| before = s.primary.replace(primary));
-        if before != Some(primary) {
-            info!("the server is {}", if primary { "shipped" } else { "not shipped: a replica" });
-        }
-        if !primary {
+        if !known.ships() {
             return Ok(());
         }
         let short_of_disk = *self.short_of_disk.borrow();
@@ -198,7 +188,7 @@ impl Shipper {
             tokio::select! {
                 ships = changed => {
                     if !ships.unwrap_or(true) {
-                        info!("the server became a replica");
+                        info!("the server became a replica: it is no longer shipped");
                     }
                     return;
                 }

@@ -9,8 +9,6 @@ use super::{at_risk::Position, reconcile::Unsealed, seal::ToSeal};
 /// Where shipping stands. Totals count from the start of the process.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
-    /// Whether the server is writable, which in standalone mode makes it the primary; None before the first look.
-    pub primary: Option<bool>,
     pub timeline: Option<u32>,
     /// The watermark: binlog and position up to which everything is stored, or needs no storing because it holds no transaction.
     pub durable: Option<(String, u64)>,

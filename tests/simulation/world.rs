@@ -99,7 +99,7 @@ pub struct World {
 fn standing(is_writable: bool) -> Standing {
     Standing {
         role: if is_writable { Role::Primary } else { Role::Replica },
-        is_writable,
+        writable: Some(is_writable),
         takes_snapshots: is_writable,
         standalone: true,
         ..Standing::default()
@@ -213,7 +213,7 @@ impl World {
     async fn step(&mut self, step: u32) {
         let roll = self.random.random_range(0..100);
         let is_up = self.server.state().is_up;
-        let is_writable = self.standing.borrow().is_writable;
+        let is_writable = self.standing.borrow().is_writable();
         info!(target: "sim", "step {step}");
         match roll {
             _ if !is_up => {

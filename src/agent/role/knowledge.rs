@@ -50,7 +50,6 @@ impl Knowledge {
     }
 
     pub(super) fn standing(&self) -> Standing {
-        let is_writable = self.writable == Some(true);
         let told = self.clear.as_ref().map(|(verdict, _)| verdict.role);
         let role = match (self.writable, told) {
             (None, _) => Role::Unknown,
@@ -63,12 +62,12 @@ impl Knowledge {
         let takes_snapshots = match &self.clear {
             // Those of a primary are not for what it has become; another may take them already.
             Some((verdict, _)) => verdict.takes_snapshots && role == verdict.role,
-            None => self.standalone && is_writable,
+            None => self.standalone && self.writable == Some(true),
         };
         Standing {
             role,
             confirmed_by: self.confirmed_by.clone(),
-            is_writable,
+            writable: self.writable,
             takes_snapshots,
             answered_at: self.clear.as_ref().map(|(_, at)| *at),
             standalone: self.standalone,
