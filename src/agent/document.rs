@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{archive::gaps::Gap, orchestrator::Role, support::clock::Moment};
+use crate::{archive::gaps::Gap, binlog::gtid::GtidSet, orchestrator::Role, support::clock::Moment};
 
 /// Everything, at one moment. What nobody knows is null.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,6 +96,8 @@ pub struct ArchiveView {
     /// The newest binlog on its path.
     pub last_binlog: Option<String>,
     pub last_snapshot_at: Option<Moment>,
+    /// What the snapshot that holds most has of its server's own transactions, which are in nobody's history.
+    pub errant: GtidSet,
     /// Begin and end of the recoverable window that ends with the history.
     pub recoverable_from: Option<Moment>,
     pub recoverable_until: Option<Moment>,

@@ -25,6 +25,7 @@ use self::{
     monitor::{Parts, SnapshotCounts},
     role::RoleWatch,
     snapshots::Snapshots,
+    survey::Surveyor,
 };
 use crate::{
     archive::listing::Archive,
@@ -111,7 +112,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     });
     info!(shard = %config.shard, store = archive.store.url(), server = %endpoint.address, "the agent runs");
     let counts = Arc::new(SnapshotCounts::default());
-    let monitoring = monitor::start(Parts {
+    let (look_sender, looks) = watch::channel(None);
+    let mut monitoring = monitor::start(Parts {
         config,
         archive: &archive,
         endpoint: &endpoint,
@@ -121,14 +123,18 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         catalog: &shipper.catalog,
         errors,
         snapshots: counts.clone(),
+        looks: looks.clone(),
     })
     .await;
+    let surveyor = Surveyor::new(archive.clone(), shipper.status.subscribe());
+    monitoring.spawn(surveyor.run(look_sender, shipper.snapshot_wanted.clone()));
     let snapshots = Snapshots {
         counts,
         archive,
         endpoint,
         settings: snapshot_settings(config),
-        wanted: shipper.snapshot_wanted.clone(),
+        looks,
+        look_again: shipper.snapshot_wanted.clone(),
         standing: roles.subscribe(),
     };
     tokio::spawn({

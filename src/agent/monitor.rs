@@ -26,7 +26,7 @@ use super::{
     http,
     publish::publish,
     sampler::Sampler,
-    survey::Surveyor,
+    survey::Look,
 };
 
 const US_PER_S: f64 = 1e6;
@@ -50,7 +50,7 @@ pub struct Monitor {
     poll_interval: Option<Duration>,
     status: watch::Receiver<Status>,
     standing: watch::Receiver<Standing>,
-    views: watch::Receiver<Option<ArchiveView>>,
+    looks: watch::Receiver<Option<Look>>,
     sampler: Sampler,
     errors: Errors,
     snapshots: Arc<SnapshotCounts>,
@@ -69,14 +69,12 @@ pub struct Parts<'p> {
     pub catalog: &'p Catalog,
     pub errors: Errors,
     pub snapshots: Arc<SnapshotCounts>,
+    pub looks: watch::Receiver<Option<Look>>,
 }
 
-/// Starts to look, and to answer where the configuration says so. It ends when what is returned is dropped.
+/// Starts to sample, and to answer where the configuration says so. It ends when what is returned is dropped.
 pub async fn start(parts: Parts<'_>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    let (view_sender, views) = watch::channel(None);
-    let surveyor = Surveyor::new(parts.archive.clone(), parts.status.clone());
-    tasks.spawn(surveyor.run(view_sender));
     let Some(address) = parts.config.http.listen else {
         return tasks;
     };
@@ -94,7 +92,7 @@ pub async fn start(parts: Parts<'_>) -> JoinSet<()> {
         poll_interval: parts.poll_interval,
         standing: parts.standing,
         status: parts.status,
-        views,
+        looks: parts.looks,
         errors: parts.errors,
         snapshots: parts.snapshots,
         metrics: Mutex::new(Metrics::new()),
@@ -109,7 +107,7 @@ impl Monitor {
     pub fn document(&self) -> Document {
         // Cloned: whoever ships is not to wait for whoever asks.
         let s = self.status.borrow().clone();
-        let archive = self.views.borrow().clone();
+        let archive = self.looks.borrow().as_ref().map(|look| look.view.clone());
         let standing = self.standing.borrow().clone();
         let ships = standing.ships();
         let on_path = s.timeline.zip(archive.as_ref()).and_then(|(own, view)| is_current(own, view));

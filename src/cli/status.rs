@@ -112,7 +112,7 @@ async fn fetch(url: &str) -> anyhow::Result<Document> {
 /// What the archive alone tells.
 async fn without_agent(args: &Args, config: &Config, problem: &anyhow::Error) -> anyhow::Result<()> {
     let archive = agent::archive(config).await?;
-    let view = Surveyor::of_the_past(archive.clone()).look().await?;
+    let view = Surveyor::of_the_past(archive.clone()).look().await?.view;
     if args.json {
         return output::json(&serde_json::json!({ "problem": message(problem), "archive": view }));
     }
@@ -211,6 +211,12 @@ fn print_archive(a: &ArchiveView, now: Moment) {
     match a.last_snapshot_at {
         Some(at) => row("snapshot", format_args!("{at}{}", ago(Some(at), now))),
         None => row("snapshot", "none on the path"),
+    }
+    if !a.errant.is_empty() {
+        row(
+            "",
+            format_args!("ERRANT: it holds {}, which are in nobody's history", a.errant),
+        );
     }
     match (a.recoverable_from, a.recoverable_until) {
         (Some(from), Some(until)) => row("recoverable", format_args!("from {from} until {until}")),

@@ -11,7 +11,7 @@ use crate::{
     archive::{
         codec::Codec,
         keys::{BinlogPlace, is_binlog_name},
-        listing::Archive,
+        listing::{Archive, StoredBinlog},
         records::{Ending, Opening, Reason, Timeline},
     },
     binlog::gtid::GtidSet,
@@ -192,8 +192,14 @@ impl Round {
         if self.timeline.reason != Reason::Crash || self.timeline.branch_set != *held {
             return Ok(false);
         }
-        let binlogs = self.archive.binlogs().await?;
-        Ok(!binlogs.iter().any(|b| b.opening.timeline == self.timeline.id))
+        let index = self.archive.sealed_index().await?;
+        let is_own = |place: &BinlogPlace| place.server_uuid == self.server_uuid;
+        let own = index.iter().filter(|(place, _)| is_own(place)).map(|(_, key)| key);
+        let (sealed, faults) = self.archive.readable_sealed(own).await?;
+        let (tails, tail_faults) = self.archive.readable_tails(is_own).await?;
+        // One that cannot be read may be of this timeline.
+        let is_there = |b: &StoredBinlog| b.opening.timeline == self.timeline.id;
+        Ok(faults.is_empty() && tail_faults.is_empty() && !sealed.iter().chain(&tails).any(is_there))
     }
 }
 

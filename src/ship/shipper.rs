@@ -1,6 +1,6 @@
 //! Round after round, until the agent is told to stop.
 
-use std::{future::pending, path::Path, sync::Arc, thread::available_parallelism, time::Duration};
+use std::{collections::BTreeSet, future::pending, path::Path, sync::Arc, thread::available_parallelism, time::Duration};
 
 use anyhow::{Context, bail};
 use tokio::{
@@ -64,10 +64,11 @@ impl Shipper {
     pub async fn run(&self, mut stop: watch::Receiver<bool>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         let mut failing_since = None;
+        let mut told = BTreeSet::new();
         loop {
             let started = Instant::now();
             let mut standing = self.standing.clone();
-            let wait = match self.round(&mut stop).await {
+            let wait = match self.round(&mut stop, &mut told).await {
                 Ok(()) if *stop.borrow() => return,
                 Ok(()) => {
                     failing_since = None;
@@ -105,7 +106,8 @@ impl Shipper {
         }
     }
 
-    async fn round(&self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<()> {
+    /// `told`: faults of the archive that need not be told again.
+    async fn round(&self, stop: &mut watch::Receiver<bool>, told: &mut BTreeSet<String>) -> anyhow::Result<()> {
         let mut standing = self.standing.clone();
         let known = standing.borrow_and_update().clone();
         if !known.ships() {
@@ -120,6 +122,14 @@ impl Shipper {
         let seen = standing.borrow_and_update().clone();
         let settled = settle_and_reconcile(&self.archive, &*self.server, &state, &seen).await?;
         let (timeline, mut todo) = (settled.timeline, settled.todo);
+        for fault in &todo.faults {
+            if told.insert(fault.what.clone()) {
+                error!(
+                    hint = fault.hint,
+                    "a record of the archive cannot be read, and shipping goes on as if it were not there: {}", fault.what
+                );
+            }
+        }
         let server_uuid = state.server_uuid;
         // A new root, a gap: whoever takes the snapshots sees whether one is needed.
         self.snapshot_wanted.notify_one();
