@@ -26,6 +26,9 @@ pub struct Metrics {
     registry: Registry,
     pub role: IntGaugeVec,
     pub role_age: Maybe,
+    pub role_stale: Maybe,
+    pub confirmed: Maybe,
+    pub takes_snapshots: Gauge,
     pub server_writable: Maybe,
     pub timeline: Maybe,
     pub on_path: Maybe,
@@ -101,6 +104,18 @@ impl Metrics {
             role_age: b.maybe(
                 "mysql_pitr_role_age_seconds",
                 "How long ago Orchestrator last said what the role is.",
+            ),
+            role_stale: b.maybe(
+                "mysql_pitr_role_stale",
+                "Whether Orchestrator has not said for three poll intervals what the role is.",
+            ),
+            confirmed: b.maybe(
+                "mysql_pitr_primary_confirmed",
+                "Whether Orchestrator confirms this server as the shard's living, writable primary.",
+            ),
+            takes_snapshots: b.gauge(
+                "mysql_pitr_takes_snapshots",
+                "Whether the shard's snapshots are this server's to take.",
             ),
             server_writable: b.maybe("mysql_pitr_server_writable", "Whether the server takes writes."),
             timeline: b.maybe("mysql_pitr_timeline", "The timeline that this server is shipped on."),

@@ -271,10 +271,11 @@ async fn ship_from_a_liar(seed: u64) -> usize {
         clock: Arc::new(WallClock),
     };
     let standing = Standing {
-        is_writable: true,
+        writable: Some(true),
         ..Standing::default()
     };
     let shipper = Shipper {
+        ask_again: Arc::new(Notify::new()),
         short_of_disk: watch::channel(false).1,
         archive: archive.clone(),
         server: Arc::new(Liar::new(seed)),

@@ -387,7 +387,7 @@ async fn a_changed_server_asks_at_once_and_the_last_role_outlives_an_outage() {
     let s = watch
         .until(patience, "a candidate", |s| s.role == Role::CandidatePrimary)
         .await;
-    assert_eq!((s.ships(), s.takes_snapshots, s.is_writable), (false, true, false));
+    assert_eq!((s.ships(), s.takes_snapshots, s.writable), (false, true, Some(false)));
     let asked_before = fake.requests().len();
 
     // Promoted; Orchestrator discovers it a while after the server has changed.
@@ -428,7 +428,9 @@ async fn a_changed_server_asks_at_once_and_the_last_role_outlives_an_outage() {
     server.kill().await;
     assert_eq!(watch.standing.borrow().role, Role::Primary);
     server.run().await;
-    watch.until(patience, "read-only after its restart", |s| !s.is_writable).await;
+    watch
+        .until(patience, "read-only after its restart", |s| s.writable == Some(false))
+        .await;
     watch.stop().await;
 
     let alone = Watch::start(server.agent_endpoint(), None);

@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use support::{
     eventually,
     mysql::Server,
-    node::{Node, PATIENCE, SHARD},
+    node::{Node, PATIENCE, SHARD, path_text},
     shipped::{self, assert_the_servers_bytes, decoded, manifests, sealed_path, server_file},
     skipped,
     truth::truth,
@@ -426,5 +426,58 @@ async fn i12_a_store_that_vanishes_blocks_nothing() {
     node.wait_shipped(&server).await;
     node.wait_sealed(2).await;
     assert_the_servers_bytes(&node, &server).await;
+    agent.stop().await;
+}
+
+/// One record that cannot be read stops nothing: it is told once, shipping, snapshots and search go on, and what it said of a binlog is
+/// found in the segments.
+#[tokio::test]
+async fn a_corrupt_record_does_not_stop_the_agent() {
+    let server = Server::start(&[]).await;
+    let node = Node::new(&server, "");
+    let agent = node.agent();
+    server.execute(&MAKE_TABLE).await;
+    node.wait_snapshots(1).await;
+    server
+        .execute(&[INSERT, "FLUSH LOCAL BINARY LOGS", INSERT, "FLUSH LOCAL BINARY LOGS"])
+        .await;
+    node.wait_sealed(2).await;
+    agent.stop().await;
+    let damage = |name: &str| {
+        let objects = shipped::objects(&node.archive_dir);
+        let path = objects.iter().find(|p| path_text(p).ends_with(name)).unwrap();
+        fs::write(path, "{\"format\": 1, ").unwrap();
+    };
+    // The older one, and the one that a round looks back to.
+    damage("_binlog.000001.zst.json");
+    damage("_binlog.000002.zst.json");
+    fs::write(node.dir.path().join("agent.log"), "").unwrap();
+    let agent = node.agent();
+    server.execute(&[INSERT, "FLUSH LOCAL BINARY LOGS", INSERT]).await;
+    node.wait_shipped(&server).await;
+    eventually("the next binlog is sealed", async || {
+        let objects = shipped::objects(&node.archive_dir);
+        objects.iter().any(|p| path_text(p).ends_with("_binlog.000003.zst.json"))
+    })
+    .await;
+    let told = |what: &str| {
+        agent
+            .log()
+            .lines()
+            .filter(|l| l.contains("shipping goes on") && l.contains(what))
+            .count()
+    };
+    assert_eq!((told("binlog.000001"), told("binlog.000002")), (1, 1), "{}", agent.log());
+    assert_eq!(node.archive().timelines().await.unwrap().len(), 1, "nothing was taken back");
+    let requested = node.json(&["snapshot"]).await;
+    assert_eq!(requested["state"], "complete");
+    let output = node.run(&["search", "--table", "d.t", "--json"]).await;
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(found.as_array().unwrap().len(), 4, "{found}");
+    let warnings = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        warnings.contains("binlog.000001") && warnings.contains("is read from its segments instead"),
+        "{warnings}"
+    );
     agent.stop().await;
 }

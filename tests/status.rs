@@ -4,11 +4,12 @@ mod support;
 
 use std::{fs, net::SocketAddr, time::Duration};
 
-use mysql_pitr::agent::document::{Document, Role};
+use mysql_pitr::{agent::document::Document, orchestrator::Role};
 use support::{
     eventually,
     mysql::Server,
     node::{Agent, Node, PATIENCE},
+    orchestrator::{FakeOrchestrator, HOST, How},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -25,6 +26,8 @@ const INSERT: &str = "INSERT INTO d.t (v) VALUES (RANDOM_BYTES(700))";
 const HTTP: &str = "[http]\nlisten = \"127.0.0.1:0\"\n";
 const ANNOUNCEMENT: &str = "status and metrics at http://";
 const EXIT_DEGRADED: Option<i32> = Some(1);
+/// Nobody listens there; Orchestrator knows it.
+const REPLICA_PORT: u16 = 14412;
 const EXIT_NO_AGENT: Option<i32> = Some(2);
 
 /// Where the agent answers.
@@ -250,9 +253,10 @@ async fn without_an_agent_status_tells_what_the_archive_holds() {
     agent.kill().await;
 }
 
-/// i8: a gap has its name in the status, in the list and in a metric, and a snapshot closes it.
+/// i8: a gap that arose while no agent ran has its name in the log, the list, the status and a metric, and is answered by a snapshot
+/// without a person; one that cannot be taken is tried again.
 #[tokio::test]
-async fn i8_a_gap_is_told_until_a_snapshot_closes_it() {
+async fn i8_a_gap_is_told_and_answered_by_a_snapshot() {
     let server = Server::start(&[]).await;
     let node = Node::new(&server, "");
     let agent = node.agent();
@@ -260,44 +264,122 @@ async fn i8_a_gap_is_told_until_a_snapshot_closes_it() {
     node.wait_snapshots(1).await;
     node.wait_shipped(&server).await;
     agent.stop().await;
+    // For a while, no snapshot can be taken.
+    const OBSTACLE: [&str; 3] = [
+        "SET sql_log_bin = 0",
+        "CREATE DATABASE obstacle",
+        "CREATE TABLE obstacle.t (id INT) ENGINE = MyISAM",
+    ];
+    server.execute(&OBSTACLE).await;
     server
         .execute(&[INSERT, "FLUSH LOCAL BINARY LOGS", INSERT, "FLUSH LOCAL BINARY LOGS"])
         .await;
     let live: (String, u64, String, String, String) = server.root().await.one("SHOW BINARY LOG STATUS").await.unwrap();
     server.execute(&[&format!("PURGE BINARY LOGS TO '{}'", live.0), INSERT]).await;
     let uuid = server.gtid_executed().await.to_string().split(':').next().unwrap().to_owned();
-    let agent = node.agent();
     let gap = format!("{uuid}:3-4");
-    eventually("list names the gap", async || {
-        let list = node.json(&["list"]).await;
-        list["gaps"]
-            .as_array()
-            .is_some_and(|g| g.len() == 1 && g[0]["gtids"] == gap && g[0]["closed_by"].is_null())
-    })
-    .await;
-    assert!(node.ok(&["list"]).await.contains("recoverable only up to a gap"));
-    agent.stop().await;
-
-    let output = node.run(&["status"]).await;
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains(&gap) && text.contains("OPEN: take a snapshot"), "{text}");
 
     node.reconfigure("listen = \"off\"", "listen = \"127.0.0.1:0\"");
     let agent = node.agent();
     let address = address(&agent).await;
-    // The tail before the gap is read at the second look.
-    let told = async |gaps: f64| metric(address, "mysql_pitr_gaps").await == Some(gaps);
-    let deadline = Instant::now() + 3 * PATIENCE;
-    while !told(1.0).await {
-        assert!(Instant::now() < deadline, "the gap is not told");
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
+    eventually("the gap is counted", async || {
+        metric(address, "mysql_pitr_gaps").await == Some(1.0)
+    })
+    .await;
     assert_eq!(metric(address, "mysql_pitr_gap_transactions").await, Some(2.0));
-    assert!(agent.log().contains("the archive has a gap"));
-    let snapshot = node.json(&["snapshot"]).await;
+    assert_eq!(metric(address, "mysql_pitr_recoverable_from_timestamp_seconds").await, None);
+    let url = format!("http://{address}");
+    let output = node.run(&["status", "--url", &url]).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), EXIT_DEGRADED, "{text}");
+    assert!(text.contains(&gap) && text.contains("OPEN"), "{text}");
     let list = node.json(&["list"]).await;
-    assert_eq!(list["gaps"][0]["closed_by"], snapshot["id"]);
-    assert!(list["window"]["from"].is_string(), "{list}");
+    assert_eq!(list["gaps"][0]["gtids"], gap.as_str());
+    assert!(list["gaps"][0]["closed_by"].is_null(), "{list}");
+    assert!(node.ok(&["list"]).await.contains("recoverable only up to a gap"));
+    eventually("it is answered, in vain", async || {
+        agent.log().contains("taking a snapshot") && agent.log().contains("obstacle.t")
+    })
+    .await;
+    assert!(agent.log().contains("the archive has a gap") && agent.log().contains(&gap));
+
+    server.execute(&["SET sql_log_bin = 0", "DROP DATABASE obstacle"]).await;
+    eventually("the gap is closed", async || {
+        metric(address, "mysql_pitr_gaps").await == Some(0.0)
+    })
+    .await;
+    assert!(
+        metric(address, "mysql_pitr_recoverable_from_timestamp_seconds")
+            .await
+            .is_some()
+    );
+    let list = node.json(&["list"]).await;
+    assert!(
+        list["gaps"][0]["closed_by"].is_string() && list["window"]["from"].is_string(),
+        "{list}"
+    );
+    node.ok(&["status", "--url", &url]).await;
+    let complete = metric(address, "mysql_pitr_snapshots_total{result=\"complete\"}").await;
+    assert_eq!(complete, Some(1.0), "one snapshot is enough");
+    agent.stop().await;
+}
+
+/// What Orchestrator says of this node is told, and how old it is; a server off the path is told to whoever looks, and what to do.
+#[tokio::test]
+async fn the_role_is_told_with_who_says_it_and_how_old_that_is() {
+    let server = Server::start(&[]).await;
+    let fake = FakeOrchestrator::start(&[server.port, REPLICA_PORT]).await;
+    let orchestrator = format!(
+        "[orchestrator]\nurls = [\"{}\"]\ninstance = \"{HOST}:{}\"\npoll_interval = \"1s\"\ntimeout = \"500ms\"\n",
+        fake.url(),
+        server.port
+    );
+    let node = Node::new(&server, &format!("{HTTP}{orchestrator}"));
+    let agent = node.agent();
+    let at = address(&agent).await;
+    eventually("it is confirmed", async || document(at).await.confirmed_by.is_some()).await;
+    let d = document(at).await;
+    assert_eq!(
+        (d.role, d.server_writable, d.takes_snapshots, d.role_is_stale, d.standalone),
+        (Role::Primary, Some(true), true, Some(false), false)
+    );
+    assert!(d.role_age_seconds.is_some_and(|s| s < 3.0), "{d:?}");
+    for (name, value) in [("primary_confirmed", 1.0), ("takes_snapshots", 1.0), ("role_stale", 0.0)] {
+        assert_eq!(metric(at, &format!("mysql_pitr_{name}")).await, Some(value), "{name}");
+    }
+    let url = format!("http://{at}");
+    eventually("status is well", async || {
+        node.run(&["status", "--url", &url]).await.status.success()
+    })
+    .await;
+    assert!(
+        node.ok(&["status", "--url", &url])
+            .await
+            .contains("confirmed as the primary by Orchestrator at http://127.0.0.1")
+    );
+    fake.misbehave(How::NoLeader);
+    eventually("it is stale", async || metric(at, "mysql_pitr_role_stale").await == Some(1.0)).await;
+    let d = document(at).await;
+    assert_eq!((d.role, d.confirmed_by), (Role::Primary, None), "the last clear role stands");
+    assert!(d.role_age_seconds.is_some_and(|s| s > 3.0));
+    agent.stop().await;
+
+    let other = Server::start(&[]).await;
+    let beside = node.beside(&other);
+    beside.reconfigure("listen = \"off\"", "listen = \"127.0.0.1:0\"");
+    let agent = beside.agent();
+    let at = address(&agent).await;
+    other.execute(&MAKE_TABLE).await;
+    eventually("it is off the path", async || {
+        metric(at, "mysql_pitr_on_path").await == Some(0.0)
+    })
+    .await;
+    let output = beside.run(&["status", "--url", &format!("http://{at}")]).await;
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), EXIT_DEGRADED, "{text}");
+    assert!(text.contains("OFF THE PATH") && text.contains("mysql-pitr adopt"), "{text}");
+    assert_eq!(get(at, "/healthz").await.0, 200, "a restart would not help");
+    assert_eq!(metric(at, "mysql_pitr_primary_confirmed").await, None, "nobody is asked");
     agent.stop().await;
 }
 

@@ -2,30 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{archive::gaps::Gap, support::clock::Moment};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    Primary,
-    CandidatePrimary,
-    Replica,
-    Unknown,
-}
-
-impl Role {
-    pub const ALL: [Role; 4] = [Role::Primary, Role::CandidatePrimary, Role::Replica, Role::Unknown];
-
-    /// As in JSON, and as the metrics' label.
-    pub fn label(self) -> &'static str {
-        match self {
-            Role::Primary => "primary",
-            Role::CandidatePrimary => "candidate_primary",
-            Role::Replica => "replica",
-            Role::Unknown => "unknown",
-        }
-    }
-}
+use crate::{archive::gaps::Gap, binlog::gtid::GtidSet, orchestrator::Role, support::clock::Moment};
 
 /// Everything, at one moment. What nobody knows is null.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -38,11 +15,22 @@ pub struct Document {
     pub healthy: bool,
     /// Why not.
     pub unhealthy_because: Option<String>,
+    /// Orchestrator's last clear word, checked against the server's own state; without Orchestrator that state alone.
     pub role: Role,
-    /// How old Orchestrator's last answer is; null where none was asked.
+    /// There is no Orchestrator to ask.
+    pub standalone: bool,
+    /// Who says that this server is the shard's living, writable primary; null where nobody does.
+    pub confirmed_by: Option<String>,
+    /// How old Orchestrator's last clear answer is; null before the first, and where none is asked.
     pub role_age_seconds: Option<f64>,
+    /// Whether Orchestrator has given no clear answer for too long; null where none is asked.
+    pub role_is_stale: Option<bool>,
+    /// Whether the shard's snapshots are this server's to take.
+    pub takes_snapshots: bool,
+    /// Null until the server was reached.
     pub server_writable: Option<bool>,
     pub timeline: Option<u32>,
+    /// Whether what is written here belongs to the shard's current history. Null until the archive was looked at.
     pub on_path: Option<bool>,
     pub shipped: Option<Shipped>,
     /// Null where this node does not ship.
@@ -103,13 +91,19 @@ pub struct ArchiveView {
     pub seen_at: Moment,
     /// The shard's current timeline.
     pub tip: Option<u32>,
+    /// The newest of all, on the path or not.
+    pub newest_timeline: Option<u32>,
     /// The newest binlog on its path.
     pub last_binlog: Option<String>,
     pub last_snapshot_at: Option<Moment>,
+    /// What the snapshot that holds most has of its server's own transactions, which are in nobody's history.
+    pub errant: GtidSet,
     /// Begin and end of the recoverable window that ends with the history.
     pub recoverable_from: Option<Moment>,
     pub recoverable_until: Option<Moment>,
     pub gaps: Vec<Gap>,
+    /// Objects that are missing or cannot be read.
+    pub faults: Vec<String>,
 }
 
 impl ArchiveView {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::document::{Document, Role};
+use crate::orchestrator::Role;
+
+use super::document::Document;
 
 /// A store or a server may be away for so long before anybody has to know; also the longest time for which data may be at risk
 /// while nothing is stored.
@@ -59,7 +61,11 @@ mod tests {
             healthy: true,
             unhealthy_because: None,
             role: Role::Primary,
+            standalone: true,
+            confirmed_by: None,
             role_age_seconds: None,
+            role_is_stale: None,
+            takes_snapshots: true,
             server_writable: Some(true),
             timeline: Some(1),
             on_path: Some(true),
@@ -133,6 +139,14 @@ mod tests {
             text: "the store is gone\nand more".into(),
         });
         assert_eq!(says(&d).unwrap(), "shipping has failed for 61 s: the store is gone");
+    }
+
+    /// It does what its role asks. Whose history counts is for an operator to say; `status` and an alert tell them.
+    #[test]
+    fn a_server_off_the_path_and_a_stale_role_are_no_complaint() {
+        let mut d = document(100_000);
+        (d.on_path, d.role_is_stale) = (Some(false), Some(true));
+        assert_eq!(says(&d), None);
     }
 
     #[test]

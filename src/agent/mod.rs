@@ -25,6 +25,7 @@ use self::{
     monitor::{Parts, SnapshotCounts},
     role::RoleWatch,
     snapshots::Snapshots,
+    survey::Surveyor,
 };
 use crate::{
     archive::listing::Archive,
@@ -85,7 +86,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         warn!("the server cannot be reached yet: {}", render(&e));
     }
     let (stop_sender, stop) = watch::channel(false);
-    let roles = RoleWatch::new(endpoint.clone(), config.orchestrator()?)?;
+    let orchestrator = config.orchestrator()?;
+    let poll_interval = orchestrator.as_ref().map(|o| o.poll_interval);
+    let roles = RoleWatch::new(endpoint.clone(), orchestrator)?;
     let (disk_sender, short_of_disk) = watch::channel(false);
     let watching_disk = tokio::spawn(disk::watch(
         endpoint.clone(),
@@ -96,6 +99,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         archive: archive.clone(),
         server: Arc::new(Mysql(endpoint.clone())),
         standing: roles.subscribe(),
+        ask_again: roles.ask_again(),
         short_of_disk,
         catalog: Arc::new(Catalog::open(&config.state_path)),
         settings: crate::ship::Settings {
@@ -109,22 +113,29 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     });
     info!(shard = %config.shard, store = archive.store.url(), server = %endpoint.address, "the agent runs");
     let counts = Arc::new(SnapshotCounts::default());
-    let monitoring = monitor::start(Parts {
+    let (look_sender, looks) = watch::channel(None);
+    let mut monitoring = monitor::start(Parts {
         config,
         archive: &archive,
         endpoint: &endpoint,
+        poll_interval,
+        standing: roles.subscribe(),
         status: shipper.status.subscribe(),
         catalog: &shipper.catalog,
         errors,
         snapshots: counts.clone(),
+        looks: looks.clone(),
     })
     .await;
+    let surveyor = Surveyor::new(archive.clone(), shipper.status.subscribe());
+    monitoring.spawn(surveyor.run(look_sender, shipper.snapshot_wanted.clone()));
     let snapshots = Snapshots {
         counts,
         archive,
         endpoint,
         settings: snapshot_settings(config),
-        wanted: shipper.snapshot_wanted.clone(),
+        looks,
+        look_again: shipper.snapshot_wanted.clone(),
         standing: roles.subscribe(),
     };
     tokio::spawn({

@@ -15,21 +15,23 @@ use crate::{
     config::Config,
     metrics::Metrics,
     mysql::endpoint::Endpoint,
-    ship::{Status, catalog::Catalog},
+    ship::{Status, catalog::Catalog, standing::Standing},
     store::counted::Errors,
     support::clock::Moment,
 };
 
 use super::{
-    document::{ArchiveView, AtRisk, Backlog, Document, LastError, Role, Shipped, Totals},
+    document::{ArchiveView, AtRisk, Backlog, Document, LastError, Shipped, Totals},
     health::complaint,
     http,
     publish::publish,
     sampler::Sampler,
-    survey::Surveyor,
+    survey::Look,
 };
 
 const US_PER_S: f64 = 1e6;
+/// A role is stale when Orchestrator has given no clear answer for so many of its polls.
+const POLLS_MISSED: u32 = 3;
 
 /// How the snapshots of this process ended.
 #[derive(Debug, Default)]
@@ -44,8 +46,11 @@ pub struct Monitor {
     store: String,
     started_at: Moment,
     flush_interval: Duration,
+    /// From one question to Orchestrator to the next; None where none is asked.
+    poll_interval: Option<Duration>,
     status: watch::Receiver<Status>,
-    views: watch::Receiver<Option<ArchiveView>>,
+    standing: watch::Receiver<Standing>,
+    looks: watch::Receiver<Option<Look>>,
     sampler: Sampler,
     errors: Errors,
     snapshots: Arc<SnapshotCounts>,
@@ -58,18 +63,18 @@ pub struct Parts<'p> {
     pub config: &'p Config,
     pub archive: &'p Archive,
     pub endpoint: &'p Endpoint,
+    pub poll_interval: Option<Duration>,
     pub status: watch::Receiver<Status>,
+    pub standing: watch::Receiver<Standing>,
     pub catalog: &'p Catalog,
     pub errors: Errors,
     pub snapshots: Arc<SnapshotCounts>,
+    pub looks: watch::Receiver<Option<Look>>,
 }
 
-/// Starts to look, and to answer where the configuration says so. It ends when what is returned is dropped.
+/// Starts to sample, and to answer where the configuration says so. It ends when what is returned is dropped.
 pub async fn start(parts: Parts<'_>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    let (view_sender, views) = watch::channel(None);
-    let surveyor = Surveyor::new(parts.archive.clone(), parts.status.clone());
-    tasks.spawn(surveyor.run(view_sender));
     let Some(address) = parts.config.http.listen else {
         return tasks;
     };
@@ -78,9 +83,16 @@ pub async fn start(parts: Parts<'_>) -> JoinSet<()> {
         store: parts.archive.store.url().to_owned(),
         started_at: Moment::now(),
         flush_interval: parts.config.ship.flush_interval,
-        sampler: Sampler::new(parts.endpoint.clone(), parts.status.clone(), parts.catalog.watermark()),
+        sampler: Sampler::new(
+            parts.endpoint.clone(),
+            parts.status.clone(),
+            parts.standing.clone(),
+            parts.catalog.watermark(),
+        ),
+        poll_interval: parts.poll_interval,
+        standing: parts.standing,
         status: parts.status,
-        views,
+        looks: parts.looks,
         errors: parts.errors,
         snapshots: parts.snapshots,
         metrics: Mutex::new(Metrics::new()),
@@ -95,28 +107,29 @@ impl Monitor {
     pub fn document(&self) -> Document {
         // Cloned: whoever ships is not to wait for whoever asks.
         let s = self.status.borrow().clone();
-        let archive = self.views.borrow().clone();
-        let role = match s.primary {
-            None => Role::Unknown,
-            Some(true) => Role::Primary,
-            Some(false) => Role::Replica,
-        };
-        let ships = role == Role::Primary;
-        let on_path = s
-            .timeline
-            .zip(archive.as_ref().and_then(|a| a.tip))
-            .map(|(own, tip)| own == tip);
+        let archive = self.looks.borrow().as_ref().map(|look| look.view.clone());
+        let standing = self.standing.borrow().clone();
+        let ships = standing.ships();
+        let on_path = s.timeline.zip(archive.as_ref()).and_then(|(own, view)| is_current(own, view));
+        let at = Moment::now();
         let mut document = Document {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            at: Moment::now(),
+            at,
             started_at: self.started_at,
             shard: self.shard.clone(),
             store: self.store.clone(),
             healthy: true,
             unhealthy_because: None,
-            role,
-            role_age_seconds: None,
-            server_writable: s.primary,
+            role: standing.role,
+            standalone: standing.standalone,
+            role_age_seconds: standing.age().map(|age| age.as_secs_f64()),
+            role_is_stale: self.poll_interval.map(|interval| {
+                let running_us = (at.0 - self.started_at.0).max(0).unsigned_abs();
+                standing.age().unwrap_or(Duration::from_micros(running_us)) > interval * POLLS_MISSED
+            }),
+            takes_snapshots: standing.takes_snapshots,
+            server_writable: standing.writable,
+            confirmed_by: standing.confirmed_by,
             timeline: s.timeline.filter(|_| ships),
             on_path: on_path.filter(|_| ships),
             shipped: s
@@ -162,6 +175,12 @@ impl Monitor {
         publish(&metrics, &self.document());
         metrics.render()
     }
+}
+
+/// Whether `own` is the shard's current timeline; None where it was claimed after the archive was looked at.
+fn is_current(own: u32, view: &ArchiveView) -> Option<bool> {
+    let was_seen = view.newest_timeline.is_some_and(|newest| own <= newest);
+    view.tip.filter(|_| was_seen).map(|tip| own == tip)
 }
 
 /// The window ends later than its sealed binlogs do where this agent stored segments since.

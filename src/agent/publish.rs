@@ -2,10 +2,11 @@
 
 use crate::{
     metrics::{Metrics, set_total},
+    orchestrator::Role,
     support::clock::Moment,
 };
 
-use super::document::{Document, Role};
+use super::document::Document;
 
 const US_PER_S: f64 = 1e6;
 
@@ -22,6 +23,11 @@ pub fn publish(metrics: &Metrics, d: &Document) {
         metrics.role.with_label_values(&[role.label()]).set(i64::from(role == d.role));
     }
     metrics.role_age.set(d.role_age_seconds);
+    metrics.role_stale.set(flag(d.role_is_stale));
+    metrics
+        .confirmed
+        .set(flag((!d.standalone).then_some(d.confirmed_by.is_some())));
+    metrics.takes_snapshots.set(if d.takes_snapshots { 1.0 } else { 0.0 });
     metrics.server_writable.set(flag(d.server_writable));
     metrics.timeline.set(d.timeline.map(f64::from));
     metrics.on_path.set(flag(d.on_path));

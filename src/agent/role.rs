@@ -3,14 +3,14 @@
 mod knowledge;
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context;
 use rand::Rng;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 use tracing::{debug, info, warn};
@@ -43,6 +43,7 @@ pub struct RoleWatch {
     orchestrator: Option<(Client, Options)>,
     knowledge: Mutex<Knowledge>,
     standing: watch::Sender<Standing>,
+    ask_again: Arc<Notify>,
 }
 
 /// What the server says of itself.
@@ -73,7 +74,13 @@ impl RoleWatch {
             orchestrator,
             standing: watch::channel(knowledge.standing()).0,
             knowledge: Mutex::new(knowledge),
+            ask_again: Arc::default(),
         })
+    }
+
+    /// Has Orchestrator asked at once.
+    pub fn ask_again(&self) -> Arc<Notify> {
+        self.ask_again.clone()
     }
 
     pub fn subscribe(&self) -> watch::Receiver<Standing> {
@@ -129,6 +136,7 @@ impl RoleWatch {
                 // Until the server says what it is called there is nothing to ask.
                 None => options.poll_interval,
                 Some(us) => {
+                    let asked_at = Instant::now();
                     let answer = tokio::select! {
                         answer = client.view(&us) => answer,
                         // What is being answered may be of a time before the change.
@@ -150,7 +158,7 @@ impl RoleWatch {
                     }
                     let failed = answer.is_err();
                     match answer {
-                        Ok((url, verdict)) => self.learn(|k| k.answered(&url, verdict, Instant::now())),
+                        Ok((url, verdict)) => self.learn(|k| k.answered(&url, verdict, asked_at)),
                         Err(_) => self.learn(Knowledge::unanswered),
                     }
                     if !failed {
@@ -165,6 +173,7 @@ impl RoleWatch {
             };
             tokio::select! {
                 () = sleep(wait) => {}
+                () = self.ask_again.notified() => {}
                 changed = looks.changed() => {
                     if changed.is_ok() {
                         rush_until = Instant::now() + RUSH;
@@ -190,11 +199,11 @@ impl RoleWatch {
 }
 
 fn log_change(before: &Standing, now: &Standing) {
-    if (before.role, before.is_writable) != (now.role, now.is_writable) {
+    if (before.role, before.writable) != (now.role, now.writable) {
         info!(
             "this server's role is {}, and it is {}",
             now.role,
-            if now.is_writable { "writable" } else { "read-only" }
+            if now.is_writable() { "writable" } else { "read-only" }
         );
     }
     if before.confirmed_by != now.confirmed_by

@@ -21,6 +21,7 @@ use crate::{
     ship::{
         Status,
         at_risk::{AtRisk, Position, Risk},
+        standing::Standing,
     },
     support::{clock, hint::message},
 };
@@ -39,6 +40,7 @@ const US_PER_S: i64 = 1_000_000;
 pub struct Sampler {
     endpoint: Endpoint,
     status: watch::Receiver<Status>,
+    standing: watch::Receiver<Standing>,
     /// The watermark as the state file has it, for as long as the store does not answer.
     remembered: Option<(String, u64)>,
     origin: Instant,
@@ -59,10 +61,16 @@ struct Asked {
 }
 
 impl Sampler {
-    pub fn new(endpoint: Endpoint, status: watch::Receiver<Status>, remembered: Option<(String, u64)>) -> Sampler {
+    pub fn new(
+        endpoint: Endpoint,
+        status: watch::Receiver<Status>,
+        standing: watch::Receiver<Standing>,
+        remembered: Option<(String, u64)>,
+    ) -> Sampler {
         Sampler {
             endpoint,
             status,
+            standing,
             remembered,
             origin: Instant::now(),
             seen: Mutex::default(),
@@ -71,9 +79,9 @@ impl Sampler {
 
     /// What is at risk now, if this node ships and the server has been looked at.
     pub fn risk(&self) -> Option<Risk> {
-        let (is_primary, watermark) = self.watermark();
+        let (ships, watermark) = (self.ships(), self.watermark());
         let seen = self.seen();
-        (is_primary && !seen.at_risk.is_unknown()).then(|| seen.at_risk.risk(self.now_us(), position(&watermark)))
+        (ships && !seen.at_risk.is_unknown()).then(|| seen.at_risk.risk(self.now_us(), position(&watermark)))
     }
 
     /// `binlog_expire_logs_seconds`, where binlogs expire.
@@ -88,8 +96,8 @@ impl Sampler {
         let (mut asked, mut looked_back) = (None, false);
         loop {
             ticks.tick().await;
-            let (is_primary, watermark) = self.watermark();
-            if !is_primary {
+            let watermark = self.watermark();
+            if !self.ships() {
                 // What a replica writes is at its primary's risk.
                 (asked, looked_back) = (None, false);
                 self.seen().at_risk = AtRisk::default();
@@ -177,10 +185,12 @@ impl Sampler {
         }
     }
 
-    fn watermark(&self) -> (bool, Option<(String, u64)>) {
-        let status = self.status.borrow();
-        let watermark = status.durable.clone().or_else(|| self.remembered.clone());
-        (status.primary == Some(true), watermark)
+    fn watermark(&self) -> Option<(String, u64)> {
+        self.status.borrow().durable.clone().or_else(|| self.remembered.clone())
+    }
+
+    fn ships(&self) -> bool {
+        self.standing.borrow().ships()
     }
 
     fn now_us(&self) -> i64 {

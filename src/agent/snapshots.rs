@@ -17,22 +17,24 @@ use uuid::Uuid;
 
 use crate::{
     archive::{
-        gaps::{self, Holding},
         listing::Archive,
-        path::{self, Path},
+        path,
+        records::{Snapshot, SnapshotState},
     },
     mysql::{endpoint::Endpoint, query::Session},
     ship::standing::Standing,
     snapshot::{request, take},
-    support::{hint::render, progress::Progress, retry::Backoff},
+    support::{clock, hint::render, progress::Progress, retry::Backoff},
 };
 
-use super::monitor::SnapshotCounts;
+use super::{monitor::SnapshotCounts, survey::Look};
 
-/// Between attempts to make the newest moment recoverable.
-fn retry_window() -> Backoff {
-    Backoff::new(Duration::from_secs(5), Duration::from_secs(300))
-}
+/// The pauses between attempts to make the newest moment recoverable: a server whose binlogs are purged again and again before they
+/// are shipped is not copied all the time.
+const PAUSE_FIRST: Duration = Duration::from_secs(5);
+const PAUSE_LONGEST: Duration = Duration::from_secs(300);
+/// A request is asked anew where the snapshot that it led to has not ended by then: whoever took it up is gone.
+const ANSWER_PATIENCE_US: i64 = 6 * 3600 * 1_000_000;
 
 /// The task that takes snapshots.
 pub(super) struct Snapshots {
@@ -40,33 +42,82 @@ pub(super) struct Snapshots {
     pub archive: Archive,
     pub endpoint: Endpoint,
     pub settings: take::Settings,
-    /// Told by the shipper whenever the recoverable window may have ended.
-    pub wanted: Arc<Notify>,
     pub standing: watch::Receiver<Standing>,
+    /// What the archive was found to hold, as often as it is looked at.
+    pub looks: watch::Receiver<Option<Look>>,
+    /// Has it looked at again.
+    pub look_again: Arc<Notify>,
+}
+
+/// When the newest moment is to be made recoverable by a snapshot.
+struct Answering {
+    pauses: Backoff,
+    /// Looks that began before this do not know the last answer.
+    answered: Option<Instant>,
+    not_before: Option<Instant>,
+    /// Since when the newest moment can be recovered.
+    open_since: Option<Instant>,
+}
+
+impl Answering {
+    fn new() -> Answering {
+        Answering {
+            pauses: Backoff::new(PAUSE_FIRST, PAUSE_LONGEST),
+            answered: None,
+            not_before: None,
+            open_since: None,
+        }
+    }
+
+    /// Whether an answer is due by what a look that `began` then found: whether the newest moment `is_recoverable`.
+    fn is_due(&mut self, began: Instant, is_recoverable: bool, now: Instant) -> bool {
+        if is_recoverable {
+            let since = *self.open_since.get_or_insert(now);
+            if now.duration_since(since) > PAUSE_LONGEST {
+                self.pauses = Backoff::new(PAUSE_FIRST, PAUSE_LONGEST);
+            }
+            return false;
+        }
+        self.open_since = None;
+        self.answered.is_none_or(|at| began > at) && self.not_before.is_none_or(|at| now >= at)
+    }
+
+    /// It was tried, until `now`.
+    fn tried(&mut self, was_answered: bool, now: Instant) {
+        self.not_before = Some(now + self.pauses.step());
+        if was_answered {
+            self.answered = Some(now);
+        }
+    }
 }
 
 impl Snapshots {
-    pub(super) async fn run(self) {
-        let mut looks = interval(request::POLL_INTERVAL);
-        let (mut seen, mut swept) = (None, false);
-        // When to see whether the newest moment can be recovered, if there is a doubt.
-        let (mut window_due, mut backoff) = (None, retry_window());
+    pub(super) async fn run(mut self) {
+        let mut ticks = interval(request::POLL_INTERVAL);
+        let (mut seen, mut swept, mut asked) = (None, false, None);
+        let mut answering = Answering::new();
         loop {
             tokio::select! {
-                () = self.wanted.notified() => (window_due, backoff) = (Some(Instant::now()), retry_window()),
-                _ = looks.tick() => {}
+                // Its sender lives as long as the agent.
+                Ok(()) = self.looks.changed() => {}
+                _ = ticks.tick() => {}
             }
             let standing = self.standing.borrow().clone();
+            let look = self.looks.borrow_and_update().clone();
             let done = async {
                 if !swept {
                     self.sweep().await?;
                     swept = true;
                 }
-                if window_due.is_some_and(|due| due <= Instant::now()) && standing.ships() {
-                    window_due = Some(Instant::now() + backoff.step());
-                    if self.window_is_open(&standing, &mut seen).await? {
-                        window_due = None;
-                    }
+                if let Some(look) = look.filter(|look| look.tip_server.is_some() && standing.ships())
+                    && answering.is_due(look.began, look.view.recoverable_from.is_some(), Instant::now())
+                    // What a server ships off the path is nobody's to recover.
+                    && look.tip_server == Some(self.server_uuid().await?)
+                {
+                    let answered = self.answer(&standing, &mut asked, &mut seen).await;
+                    answering.tried(answered.is_ok(), Instant::now());
+                    self.look_again.notify_one();
+                    answered?;
                 }
                 if standing.takes_snapshots {
                     self.requested(&standing, &mut seen).await?;
@@ -79,50 +130,41 @@ impl Snapshots {
         }
     }
 
+    /// i8: where a gap, or a new root, keeps the newest moment from being recovered, a snapshot begins the window again.
+    async fn answer(&self, standing: &Standing, asked: &mut Option<String>, seen: &mut Option<String>) -> anyhow::Result<()> {
+        if standing.takes_snapshots {
+            info!("the newest moment cannot be recovered: taking a snapshot");
+            return self.take(standing, &take::new_id()).await;
+        }
+        let is_under_way = match asked {
+            Some(id) => self.is_under_way(id).await?,
+            None => false,
+        };
+        if !is_under_way && request::open_requests(&self.archive, seen.as_deref()).await?.is_empty() {
+            let id = request::ask(&self.archive).await?;
+            info!(
+                request = id,
+                "the newest moment cannot be recovered: asked the server that takes the snapshots for one"
+            );
+            *asked = Some(id);
+        }
+        Ok(())
+    }
+
+    /// Whether somebody took up the request, and has not ended it.
+    async fn is_under_way(&self, id: &str) -> anyhow::Result<bool> {
+        let (snapshots, _) = self.archive.readable_snapshots().await?;
+        let patient_until = |s: &Snapshot| s.started_at_us + ANSWER_PATIENCE_US;
+        let is_it = |s: &Snapshot| s.id == id && s.state == SnapshotState::Started && clock::now_us() < patient_until(s);
+        Ok(snapshots.iter().any(is_it))
+    }
+
     async fn sweep(&self) -> anyhow::Result<()> {
         take::sweep(&self.archive, &self.settings, self.server_uuid().await?).await
     }
 
     async fn server_uuid(&self) -> anyhow::Result<Uuid> {
         Session::connect(&self.endpoint).await?.variables().await?.server_uuid()
-    }
-
-    /// i8: where a gap, or a new root, keeps the newest moment from being recovered, a snapshot begins the window again. Whether
-    /// nothing is left to do.
-    async fn window_is_open(&self, standing: &Standing, seen: &mut Option<String>) -> anyhow::Result<bool> {
-        let timelines = self.archive.timelines().await?;
-        // What a server ships off the path is nobody's to recover.
-        let is_own = match path::tip(&timelines) {
-            Some(tip) => tip.server_uuid == self.server_uuid().await?,
-            None => false,
-        };
-        if !is_own {
-            return Ok(true);
-        }
-        let path = Path::find(&timelines, None)?;
-        let binlogs = self.archive.binlogs().await?;
-        let holdings: Vec<Holding> = binlogs.iter().map(Holding::from).collect();
-        let window = gaps::window(&path, &self.archive.snapshots().await?, &gaps::on_path(&path, &holdings));
-        if window.from_us.is_some() {
-            return Ok(true);
-        }
-        for gap in window.open_gaps() {
-            error!(
-                binlog = %gap.before_binlog, timeline = gap.timeline, gtids = %gap.gtids,
-                "the archive has a gap: these transactions were purged before they were shipped; a snapshot follows"
-            );
-        }
-        if standing.takes_snapshots {
-            info!("the newest moment cannot be recovered: taking a snapshot");
-            self.take(standing, &take::new_id()).await?;
-        } else if request::open_requests(&self.archive, seen.as_deref()).await?.is_empty() {
-            let id = request::ask(&self.archive).await?;
-            info!(
-                request = id,
-                "the newest moment cannot be recovered: asked the server that takes the snapshots for one"
-            );
-        }
-        Ok(false)
     }
 
     async fn requested(&self, standing: &Standing, seen: &mut Option<String>) -> anyhow::Result<()> {
@@ -156,5 +198,36 @@ impl Snapshots {
         };
         count.fetch_add(1, Ordering::Relaxed);
         taken.map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_due_once_per_look_and_not_all_the_time() {
+        let begin = Instant::now();
+        let at = |s: u64| begin + Duration::from_secs(s);
+        let mut a = Answering::new();
+        assert!(!a.is_due(at(0), true, at(0)));
+        assert!(a.is_due(at(1), false, at(1)), "at once, the first time");
+        a.tried(true, at(2));
+        assert!(!a.is_due(at(1), false, at(100)), "that look did not see the answer");
+        assert!(a.is_due(at(3), false, at(100)));
+        a.tried(false, at(100));
+        assert!(
+            a.is_due(at(3), false, at(111)),
+            "what failed is tried again without another look"
+        );
+        for _ in 0..8 {
+            a.tried(true, at(200));
+        }
+        assert!(!a.is_due(at(201), false, at(200 + PAUSE_LONGEST.as_secs() / 2 - 1)));
+        assert!(a.is_due(at(201), false, at(200 + PAUSE_LONGEST.as_secs())));
+        // Once all was well for long, the next gap is answered quickly.
+        assert!(!a.is_due(at(600), true, at(600)) && !a.is_due(at(1000), true, at(1000)));
+        a.tried(true, at(1000));
+        assert!(a.is_due(at(1001), false, at(1000) + PAUSE_FIRST));
     }
 }

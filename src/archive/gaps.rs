@@ -83,7 +83,7 @@ pub fn on_path<'h>(path: &Path, holdings: impl IntoIterator<Item = &'h Holding>)
 /// The snapshots that recovery on `path` may start from, the one that holds least first.
 pub fn serving<'s>(path: &Path, snapshots: &'s [Snapshot]) -> Vec<&'s Snapshot> {
     let mut serving: Vec<&Snapshot> = snapshots.iter().filter(|s| path.has(s)).collect();
-    serving.sort_by_key(|s| (s.gtids_before.count(), s.finished_at_us));
+    serving.sort_by_key(|s| (s.history_count(), s.finished_at_us));
     serving
 }
 
@@ -180,6 +180,7 @@ mod tests {
             finished_at_us: Some(upto.cast_signed()),
             gtids_before: set(1..=upto),
             gtids_after: Some(set(1..=upto)),
+            errant: GtidSet::new(),
             variables: BTreeMap::new(),
             data_key: String::new(),
             data_bytes: 0,

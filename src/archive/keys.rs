@@ -193,6 +193,12 @@ pub fn snapshots_prefix(shard: &Shard) -> String {
     format!("{shard}/snapshots/")
 }
 
+/// The id of the snapshot whose record lies under `key`, where one does; `prefix` is [`snapshots_prefix`].
+pub fn snapshot_id(prefix: &str, key: &str) -> Option<String> {
+    let id = key.strip_prefix(prefix)?.strip_suffix(".json")?;
+    (!id.contains('/')).then(|| id.to_owned())
+}
+
 pub fn snapshot_key(shard: &Shard, id: &str) -> String {
     format!("{}{id}.json", snapshots_prefix(shard))
 }

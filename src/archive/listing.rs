@@ -194,7 +194,7 @@ impl Archive {
     /// All snapshot records, by id, which is by time.
     pub async fn snapshots(&self) -> anyhow::Result<Vec<Snapshot>> {
         let prefix = keys::snapshots_prefix(&self.shard);
-        let is_record = |key: &str| key.strip_prefix(&prefix).is_some_and(|rest| !rest.contains('/'));
+        let is_record = |key: &str| keys::snapshot_id(&prefix, key).is_some();
         let keys = self.keys(&prefix, is_record).await?;
         self.records(keys).await
     }

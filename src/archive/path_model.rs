@@ -132,6 +132,7 @@ impl World {
             finished_at_us: None,
             gtids_before: server.gtids(),
             gtids_after: Some(server.gtids()),
+            errant: GtidSet::new(),
             variables: BTreeMap::new(),
             data_key: String::new(),
             data_bytes: 0,

@@ -6,7 +6,11 @@ use sha2::{Digest, Sha256};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
-    binlog::splitter::{Piece, SplitError, Splitter},
+    binlog::{
+        gtid::GtidSet,
+        splitter::{Piece, SplitError, Splitter},
+        transaction::Tracker,
+    },
     store::reading::Reading,
     support::hint::{OrHint, with_hint},
 };
@@ -83,6 +87,19 @@ pub async fn visit(
         }
     }
     damaged(splitter.finish(), archive, binlog)
+}
+
+/// The transactions of a stored binlog, by reading it.
+pub async fn gtids_of(archive: &Archive, binlog: &StoredBinlog) -> anyhow::Result<GtidSet> {
+    let (mut tracker, mut gtids) = (Tracker::default(), GtidSet::new());
+    visit(archive, binlog, |piece| {
+        if let Some(t) = tracker.piece(piece)? {
+            gtids.insert(t.gtid);
+        }
+        Ok(Flow::Continue)
+    })
+    .await?;
+    Ok(gtids)
 }
 
 /// Names the object and the binlog in what is wrong with its events.

@@ -132,6 +132,9 @@ pub struct Snapshot {
     pub gtids_before: GtidSet,
     /// … and at most that. None until it was taken.
     pub gtids_after: Option<GtidSet>,
+    /// What of these is in nobody's history: the server it was taken of, a replica, executed them by itself. The data hold all of it.
+    #[serde(default, skip_serializing_if = "GtidSet::is_empty")]
+    pub errant: GtidSet,
     /// Startup variables without which the data does not start.
     pub variables: BTreeMap<String, String>,
     pub data_key: String,
@@ -142,6 +145,13 @@ pub struct Snapshot {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+}
+
+impl Snapshot {
+    /// How many transactions of the shard's history it holds at least.
+    pub fn history_count(&self) -> u64 {
+        self.gtids_before.subtract(&self.errant).count()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ use crate::{
 use super::{
     keys::{self, BinlogPlace},
     listing::{Archive, Form, GETS_IN_FLIGHT, StoredBinlog, covered_end},
+    path,
     records::{Manifest, Opening, Snapshot, Timeline},
 };
 
@@ -52,6 +53,12 @@ impl Fault {
             what: message(e),
             hint: hint_of(e).unwrap_or_else(|| REPLICA_HINT.to_owned()),
         }
+    }
+
+    /// Of a binlog that no segments stand in for.
+    pub fn of_binlog(place: BinlogPlace, e: &anyhow::Error) -> Fault {
+        let segments_until = 0;
+        Fault::new(Subject::Binlog { place, segments_until }, e)
     }
 
     pub fn error(&self) -> anyhow::Error {
@@ -92,6 +99,13 @@ impl Survey {
             .find(|f| matches!(&f.subject, Subject::Snapshot(of) if of == id))
     }
 
+    /// What keeps the current timeline from being known: a later one may be.
+    pub fn fault_of_tip(&self) -> Option<&Fault> {
+        let tip = path::tip(&self.timelines).map_or(0, |t| t.id);
+        let mut faults = self.faults.iter();
+        faults.find(|f| matches!(f.subject, Subject::Timeline(id) if id > tip))
+    }
+
     pub fn fault_of_binlog(&self, wanted: &BinlogPlace) -> Option<&Fault> {
         self.faults
             .iter()
@@ -122,6 +136,61 @@ impl Archive {
         })
     }
 
+    /// The sealed binlogs behind manifests of [`Archive::sealed_index`]; those that cannot be read are named, and left out.
+    pub async fn readable_sealed<'k>(
+        &self,
+        manifest_keys: impl Iterator<Item = &'k String>,
+    ) -> anyhow::Result<(Vec<StoredBinlog>, Vec<Fault>)> {
+        let key_of = |m: &Manifest| m.opening.place.manifest_key(&self.shard, m.codec);
+        let stored = |m: Manifest| StoredBinlog {
+            opening: m.opening.clone(),
+            form: Form::Sealed(Box::new(m)),
+        };
+        let records = self.read_all(manifest_keys.cloned().collect(), key_of, stored).await?;
+        let (mut sealed, mut faults) = (Vec::new(), Vec::new());
+        for (key, record) in records {
+            match (record, keys::parse_manifest_key(&key)) {
+                (Ok(binlog), _) => sealed.push(binlog),
+                (Err(e), Some(place)) => faults.push(Fault::of_binlog(place, &e)),
+                (Err(e), None) => return Err(e),
+            }
+        }
+        Ok((sealed, faults))
+    }
+
+    /// As [`Archive::tails_where`]; those of which the opening cannot be read are named, and left out.
+    pub async fn readable_tails(&self, wanted: impl Fn(&BinlogPlace) -> bool) -> anyhow::Result<(Vec<StoredBinlog>, Vec<Fault>)> {
+        let mut objects = self.tail_objects().await?;
+        objects.retain(|place, (opened, _)| *opened && wanted(place));
+        let keys = objects.keys().map(|place| place.opening_key(&self.shard)).collect();
+        let records = self
+            .read_all(keys, |o: &Opening| o.place.opening_key(&self.shard), |o| o)
+            .await?;
+        let (mut tails, mut faults) = (Vec::new(), Vec::new());
+        for ((place, (_, segments)), (_, record)) in objects.into_iter().zip(records) {
+            match record {
+                Ok(opening) => tails.push(StoredBinlog {
+                    opening,
+                    form: Form::Tail(segments),
+                }),
+                Err(e) => faults.push(Fault::of_binlog(place, &e)),
+            }
+        }
+        Ok((tails, faults))
+    }
+
+    /// The snapshots' records; those that cannot be read are named, and left out. Whether their data are there is not looked at.
+    pub async fn readable_snapshots(&self) -> anyhow::Result<(Vec<Snapshot>, Vec<Fault>)> {
+        let prefix = keys::snapshots_prefix(&self.shard);
+        let id = |key: &str| keys::snapshot_id(&prefix, key);
+        let objects = self.store.list(&prefix, None).await?;
+        let keys = objects.into_iter().map(|o| o.key).filter(|key| id(key).is_some()).collect();
+        let records = self
+            .read_all(keys, |s: &Snapshot| keys::snapshot_key(&self.shard, &s.id), |s| s)
+            .await?;
+        Ok(divided(records, |key| Subject::Snapshot(id(key).unwrap_or_default())))
+    }
+
     async fn survey_timelines(&self) -> anyhow::Result<(Vec<Timeline>, Vec<Fault>)> {
         let prefix = keys::timelines_prefix(&self.shard);
         let keys: Vec<String> = self.store.list(&prefix, None).await?.into_iter().map(|o| o.key).collect();
@@ -136,10 +205,7 @@ impl Archive {
     async fn survey_snapshots(&self) -> anyhow::Result<(Vec<Snapshot>, Vec<Fault>)> {
         let prefix = keys::snapshots_prefix(&self.shard);
         let objects = self.store.list(&prefix, None).await?;
-        let id = |key: &str| {
-            let id = key.strip_prefix(&prefix)?.strip_suffix(".json")?;
-            (!id.contains('/')).then(|| id.to_owned())
-        };
+        let id = |key: &str| keys::snapshot_id(&prefix, key);
         let keys = objects
             .iter()
             .filter(|o| id(&o.key).is_some())

@@ -1,6 +1,6 @@
 //! GTIDs and sets of them, tags included, with the algebra that recovery rests on.
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 use uuid::Uuid;
 
@@ -125,14 +125,22 @@ impl GtidSet {
         }
     }
 
-    /// The servers, or made-up uuids, whose GTIDs are in the set, in order; tags apart.
+    /// The largest number from `tsid`.
+    pub fn last_of(&self, tsid: Tsid) -> Option<u64> {
+        self.of(&tsid).last().map(|i| i.end - 1)
+    }
+
+    /// The servers that it has transactions of.
     pub fn uuids(&self) -> impl Iterator<Item = Uuid> {
         self.intervals.iter().map(|(tsid, _)| tsid.uuid)
     }
 
-    /// The largest number from `tsid`.
-    pub fn last_of(&self, tsid: Tsid) -> Option<u64> {
-        self.of(&tsid).last().map(|i| i.end - 1)
+    /// Only what comes from none of these servers.
+    pub fn without(&self, uuids: &HashSet<Uuid>) -> GtidSet {
+        let others = self.intervals.iter().filter(|(tsid, _)| !uuids.contains(&tsid.uuid));
+        GtidSet {
+            intervals: others.cloned().collect(),
+        }
     }
 
     pub fn insert(&mut self, gtid: Gtid) {
@@ -271,6 +279,8 @@ mod tests {
             prop_assert_eq!(sa.subtract(&sb), of(&(&ma - &mb)));
             prop_assert_eq!(sa.intersect(&sb), of(&(&ma & &mb)));
             prop_assert_eq!(sa.is_subset(&sb), ma.is_subset(&mb));
+            let known: HashSet<Uuid> = sb.uuids().collect();
+            prop_assert_eq!(sa.without(&known), ma.iter().copied().filter(|g| !mb.iter().any(|h| h.tsid.uuid == g.tsid.uuid)).collect());
             for g in ma.iter().chain(&mb) {
                 prop_assert_eq!(sa.contains(g), ma.contains(g));
             }

@@ -202,7 +202,11 @@ fn print(l: &Listing) {
             SnapshotState::Started => "being taken".to_owned(),
             SnapshotState::Failed => format!("FAILED: {}", s.failure.as_deref().unwrap_or_default()),
         };
-        say!("  {}  timeline {}, {state}", s.id, s.timeline);
+        let errant = match s.errant.is_empty() {
+            true => String::new(),
+            false => format!(", ERRANT: {} are in nobody's history", s.errant),
+        };
+        say!("  {}  timeline {}, {state}{errant}", s.id, s.timeline);
     }
     say!("\nbinlogs");
     for b in &l.binlogs {

@@ -3,7 +3,7 @@
 use crate::{
     agent,
     config::Config,
-    inspect::search::{Question, search},
+    inspect::search::{Outcome, Question, search},
     support::{clock::parse_rfc3339, progress::Progress},
 };
 
@@ -44,8 +44,11 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         until_us: args.until,
     };
     let progress = Progress::new(args.json);
-    let found = search(&archive, &question, &progress).await?;
+    let Outcome { found, warnings } = search(&archive, &question, &progress).await?;
     drop(progress);
+    for what in &warnings {
+        eprintln!("warning: {what}");
+    }
     if args.json {
         return output::json(&found);
     }

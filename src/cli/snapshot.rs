@@ -46,6 +46,12 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     }
     let (data, stored) = (human_bytes(snapshot.data_bytes), human_bytes(snapshot.stored_bytes));
     say!("snapshot {} is complete: {data} of data, {stored} stored", snapshot.id);
+    if !snapshot.errant.is_empty() {
+        say!(
+            "it holds transactions that its server, a replica, executed by itself and that are in nobody's history: {}",
+            snapshot.errant
+        );
+    }
     Ok(())
 }
 

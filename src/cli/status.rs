@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow, bail};
 use crate::{
     agent::{
         self,
-        document::{ArchiveView, Document, Role},
+        document::{ArchiveView, Document},
         survey::Surveyor,
     },
     archive::gaps::Gap,
@@ -112,7 +112,7 @@ async fn fetch(url: &str) -> anyhow::Result<Document> {
 /// What the archive alone tells.
 async fn without_agent(args: &Args, config: &Config, problem: &anyhow::Error) -> anyhow::Result<()> {
     let archive = agent::archive(config).await?;
-    let view = Surveyor::of_the_past(archive.clone()).look().await?;
+    let view = Surveyor::of_the_past(archive.clone()).look().await?.view;
     if args.json {
         return output::json(&serde_json::json!({ "problem": message(problem), "archive": view }));
     }
@@ -133,21 +133,23 @@ fn row(name: &str, what: impl Display) {
 fn print(d: &Document) {
     say!("{} in {}, agent {} since {}", d.shard, d.store, d.version, d.started_at);
     row("health", d.unhealthy_because.as_deref().unwrap_or("ok"));
-    let role = match d.role {
-        Role::CandidatePrimary => "candidate primary",
-        role => role.label(),
-    };
-    let age = d.role_age_seconds.map_or(String::new(), |s| format!(", as of {s:.0} s ago"));
     let writable = match d.server_writable {
         Some(true) => "writable",
         Some(false) => "read-only",
         None => "not seen yet",
     };
-    row("role", format_args!("{role}{age} (the server is {writable})"));
+    row("role", format_args!("{} (the server is {writable})", d.role));
+    row("", word(d));
+    if d.takes_snapshots {
+        row("", "the shard's snapshots are taken here");
+    }
     if let Some(timeline) = d.timeline {
         let path = match d.on_path {
             Some(true) => "on the path",
-            Some(false) => "OFF THE PATH: not part of the shard's current history",
+            Some(false) => {
+                "OFF THE PATH: not part of the shard's current history; if this is the shard's primary, run `mysql-pitr adopt` here, and if \
+                 it is not, make it read-only"
+            }
             None => "not known yet whether on the path",
         };
         row("timeline", format_args!("{timeline}, {path}"));
@@ -187,16 +189,41 @@ fn print(d: &Document) {
     }
 }
 
+/// Who says what the role is, and how old that is.
+fn word(d: &Document) -> String {
+    if d.standalone {
+        return "by the server's own word: no Orchestrator is asked".to_owned();
+    }
+    let age = match d.role_age_seconds {
+        Some(s) => format!("Orchestrator's last clear answer came {s:.0} s ago"),
+        None => "Orchestrator has given no clear answer yet".to_owned(),
+    };
+    let stale = if d.role_is_stale == Some(true) { ": STALE" } else { "" };
+    let confirmed = match (&d.confirmed_by, d.server_writable) {
+        (Some(by), _) => format!("confirmed as the primary by {by}; "),
+        (None, Some(true)) => "confirmed as the primary by nobody; ".to_owned(),
+        (None, _) => String::new(),
+    };
+    format!("{confirmed}{age}{stale}")
+}
+
 fn print_archive(a: &ArchiveView, now: Moment) {
     match a.last_snapshot_at {
         Some(at) => row("snapshot", format_args!("{at}{}", ago(Some(at), now))),
         None => row("snapshot", "none on the path"),
+    }
+    if !a.errant.is_empty() {
+        row(
+            "",
+            format_args!("ERRANT: it holds {}, which are in nobody's history", a.errant),
+        );
     }
     match (a.recoverable_from, a.recoverable_until) {
         (Some(from), Some(until)) => row("recoverable", format_args!("from {from} until {until}")),
         _ => row("recoverable", "not up to now"),
     }
     a.open_gaps().for_each(|g| row("gap", describe(g)));
+    a.faults.iter().for_each(|f| row("fault", f));
 }
 
 /// A gap in one line.

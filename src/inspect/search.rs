@@ -8,6 +8,8 @@ use crate::{
         listing::{Archive, Form, StoredBinlog},
         path::Path,
         reader::{Flow, visit},
+        records::{Manifest, TABLES_MAX},
+        survey::Subject,
     },
     binlog::{
         event::{kind, parse_query, parse_table_map},
@@ -47,19 +49,41 @@ pub struct Found {
     pub tables: Vec<String>,
 }
 
-/// Everything on the current path that matches, in the order of the history.
-pub async fn search(archive: &Archive, question: &Question, progress: &Progress) -> anyhow::Result<Vec<Found>> {
-    let path = Path::find(&archive.timelines().await?, None).hint("check shard and [store] url in the configuration")?;
-    let mut binlogs: Vec<StoredBinlog> = archive.binlogs().await?;
+/// What a search came to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// In the order of the history.
+    pub found: Vec<Found>,
+    /// What is missing or cannot be read: where nothing stands in for it, matching transactions may be missing.
+    pub warnings: Vec<String>,
+}
+
+/// Everything on the current path that matches. What is missing or cannot be read is named, and the rest is searched.
+///
+/// # Errors
+/// Where the store fails, where the current path is not known, and where a binlog turns out to be damaged while it is read.
+pub async fn search(archive: &Archive, question: &Question, progress: &Progress) -> anyhow::Result<Outcome> {
+    let survey = archive.survey().await?;
+    if let Some(fault) = survey.fault_of_tip() {
+        return Err(fault.error());
+    }
+    let path = Path::find(&survey.timelines, None).hint("check shard and [store] url in the configuration")?;
+    let is_of_binlog = |subject: &Subject| matches!(subject, Subject::Binlog { .. });
+    let faults = survey.faults.iter().filter(|f| is_of_binlog(&f.subject));
+    let warnings = faults.map(ToString::to_string).collect();
+    let is_whole = |b: &StoredBinlog| matches!(b.form, Form::Tail(_)) || survey.fault_of_binlog(b.place()).is_none();
+    let mut binlogs: Vec<StoredBinlog> = survey.binlogs.iter().filter(|b| is_whole(b)).cloned().collect();
     binlogs.retain(|b| path.inherited(b.opening.timeline).is_some() && may_match(b, question));
     binlogs.sort_by_key(|b| (b.opening.timeline, b.order()));
     let mut found = Vec::new();
     progress.phase("searching");
     for (i, binlog) in binlogs.iter().enumerate() {
         progress.update(|| format!("binlog {} of {}, {} found", i + 1, binlogs.len(), found.len()));
-        one(archive, binlog, &path, question, &mut found).await?;
+        if may_touch(archive, binlog, question.table.as_ref()).await? {
+            one(archive, binlog, &path, question, &mut found).await?;
+        }
     }
-    Ok(found)
+    Ok(Outcome { found, warnings })
 }
 
 /// What a manifest rules out without reading the binlog.
@@ -71,12 +95,17 @@ fn may_match(binlog: &StoredBinlog, question: &Question) -> bool {
     let too_late = question
         .until_us
         .is_some_and(|until| manifest.commit_us_min.is_some_and(|min| min > until));
-    let tables_known = manifest.tables.len() < crate::archive::records::TABLES_MAX;
-    let untouched = question
-        .table
-        .as_ref()
-        .is_some_and(|t| tables_known && !manifest.tables.contains_key(t));
-    !(too_early || too_late || untouched)
+    !(too_early || too_late)
+}
+
+/// As [`may_match`], by the tables. A survey leaves them out, for all of them would fill the memory.
+async fn may_touch(archive: &Archive, binlog: &StoredBinlog, table: Option<&String>) -> anyhow::Result<bool> {
+    let (Some(table), Form::Sealed(manifest)) = (table, &binlog.form) else {
+        return Ok(true);
+    };
+    let key = binlog.place().manifest_key(&archive.shard, manifest.codec);
+    let tables = archive.record::<Manifest>(&key).await?.0.tables;
+    Ok(tables.len() >= TABLES_MAX || tables.contains_key(table))
 }
 
 async fn one(

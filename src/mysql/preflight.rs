@@ -161,6 +161,72 @@ pub fn variables(v: &Variables) -> Vec<Check> {
     ]
 }
 
+/// The statement's name before this version, and that of its columns.
+const VERSION_REPLICA_STATUS: u32 = 80_022;
+
+/// What one replication channel says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Channel {
+    name: String,
+    io_runs: bool,
+    applier_runs: bool,
+    /// Empty where there is none.
+    error: String,
+}
+
+/// Whether a replica replicates: a channel of it receives and applies, without an error.
+pub async fn replication(session: &mut Session) -> anyhow::Result<Check> {
+    let (version,): (String,) = session.one("SELECT VERSION()").await?;
+    let (statement, role) = if version_number(&version) < VERSION_REPLICA_STATUS {
+        ("SHOW SLAVE STATUS", "Slave")
+    } else {
+        ("SHOW REPLICA STATUS", "Replica")
+    };
+    let rows: Vec<mysql_async::Row> = session.rows(statement).await?;
+    let channel = |row: &mysql_async::Row| {
+        let text = |column: &str| row.get::<Option<String>, _>(column).flatten().unwrap_or_default();
+        let errors = [text("Last_IO_Error"), text("Last_SQL_Error")];
+        Channel {
+            name: text("Channel_Name"),
+            io_runs: text(&format!("{role}_IO_Running")) == "Yes",
+            applier_runs: text(&format!("{role}_SQL_Running")) == "Yes",
+            error: errors.into_iter().find(|e| !e.is_empty()).unwrap_or_default(),
+        }
+    };
+    Ok(judge_replication(&rows.iter().map(channel).collect::<Vec<_>>()))
+}
+
+fn judge_replication(channels: &[Channel]) -> Check {
+    const NAME: &str = "replication";
+    let is_well = |c: &&Channel| c.io_runs && c.applier_runs && c.error.is_empty();
+    if let Some(well) = channels.iter().find(is_well) {
+        return Check::ok(NAME, format!("channel `{}` runs", well.name));
+    }
+    let yes = |runs: bool| if runs { "runs" } else { "does not run" };
+    let describe = |c: &Channel| {
+        let error = if c.error.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", c.error)
+        };
+        format!(
+            "channel `{}`: the receiver {}, the applier {}{error}",
+            c.name,
+            yes(c.io_runs),
+            yes(c.applier_runs)
+        )
+    };
+    let detail = match channels {
+        [] => "this server is read-only and replicates from nobody".to_owned(),
+        channels => channels.iter().map(describe).collect::<Vec<_>>().join("; "),
+    };
+    Check::failed(
+        NAME,
+        detail,
+        "repair its replication (SHOW REPLICA STATUS), or take the snapshot on the primary",
+    )
+}
+
 async fn privileges(session: &mut Session) -> anyhow::Result<Check> {
     const NAME: &str = "privileges";
     let (user,): (String,) = session.one("SELECT CURRENT_USER()").await?;
@@ -361,6 +427,29 @@ pub fn free_bytes(path: &Path) -> anyhow::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_channel_that_runs_without_an_error_is_enough() {
+        let channel = |io_runs, applier_runs, error: &str| Channel {
+            name: "c".into(),
+            io_runs,
+            applier_runs,
+            error: error.into(),
+        };
+        let well = channel(true, true, "");
+        let ill = [
+            channel(false, true, "Got fatal error 1236"),
+            channel(true, false, ""),
+            channel(true, true, "error 1062"),
+        ];
+        assert_eq!(judge_replication(&[]).verdict, Verdict::Failed);
+        for ill in ill {
+            let check = judge_replication(std::slice::from_ref(&ill));
+            assert_eq!(check.verdict, Verdict::Failed);
+            assert!(check.hint.is_some() && check.detail.contains(&ill.error), "{check:?}");
+            assert_eq!(judge_replication(&[ill, well.clone()]).verdict, Verdict::Ok);
+        }
+    }
 
     #[test]
     fn a_server_without_gtids_fails() {

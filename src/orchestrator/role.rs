@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Instance, InstanceKey};
 
 /// A server's part in its shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// The one that is written to.
@@ -17,6 +17,20 @@ pub enum Role {
     Replica,
     /// It cannot be told.
     Unknown,
+}
+
+impl Role {
+    pub const ALL: [Role; 4] = [Role::Primary, Role::CandidatePrimary, Role::Replica, Role::Unknown];
+
+    /// As in JSON, and as the metrics' label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Role::Primary => "primary",
+            Role::CandidatePrimary => "candidate_primary",
+            Role::Replica => "replica",
+            Role::Unknown => "unknown",
+        }
+    }
 }
 
 impl fmt::Display for Role {

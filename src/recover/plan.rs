@@ -5,7 +5,7 @@ use anyhow::anyhow;
 use crate::{
     archive::{
         listing::{Archive, Form, covered_end},
-        path::{self, Path, PathError, Unfit},
+        path::{Path, PathError, Unfit},
         records::{Snapshot, SnapshotState},
         survey::{Subject, Survey},
     },
@@ -56,8 +56,10 @@ pub struct Plan {
     pub path: Path,
     pub snapshot: Snapshot,
     pub passed_over: Vec<PassedOver>,
-    /// What the recovered server shall have executed, no GTID more or fewer.
+    /// What the recovered server shall have executed, no GTID more or fewer: the target, and what the snapshot has beside it.
     pub target_gtids: GtidSet,
+    /// Which of them are in nobody's history: the snapshot's server, a replica, executed them by itself.
+    pub errant: GtidSet,
     /// Which of them are to be empty, and which of these no timeline of the path skipped before.
     pub skipped: GtidSet,
     pub newly_skipped: GtidSet,
@@ -149,10 +151,9 @@ pub(super) fn find_path(archive: &Archive, survey: &Survey, wanted: Option<u32>)
         let mut faults = survey.faults.iter();
         faults.find(|f| matches!(f.subject, Subject::Timeline(id) if is_it(id)))
     };
-    let tip = path::tip(&survey.timelines).map_or(0, |t| t.id);
     // Which history is the current one is not known where a later timeline cannot be read.
     if wanted.is_none()
-        && let Some(fault) = faulty(&|id| id > tip)
+        && let Some(fault) = survey.fault_of_tip()
     {
         return Err(fault.error());
     }
@@ -195,13 +196,15 @@ impl Maker<'_> {
         let legs = self.legs(&resolved, &snapshot)?;
         let skipped = self.path.skipped().union(skip).intersect(&resolved.gtids);
         let newly_skipped = skip.subtract(&self.path.skipped());
+        let errant = snapshot.errant.subtract(&resolved.gtids);
         Ok(Plan {
             target: self.request.target.clone(),
             path: self.path.clone(),
             warnings: self.warnings(&resolved, &newly_skipped, &snapshot, &legs),
             snapshot,
             passed_over,
-            target_gtids: resolved.gtids,
+            target_gtids: resolved.gtids.union(&errant),
+            errant,
             skipped,
             newly_skipped,
             legs,
@@ -297,9 +300,9 @@ impl Maker<'_> {
         let best = serving
             .clone()
             .filter(|s| whole(s))
-            .max_by_key(|s| (s.gtids_before.count(), s.started_at_us));
+            .max_by_key(|s| (s.history_count(), s.started_at_us));
         let Some(best) = best else {
-            let damaged = serving.max_by_key(|s| s.gtids_before.count());
+            let damaged = serving.max_by_key(|s| s.history_count());
             return Err(match damaged.and_then(|s| self.survey.fault_of_snapshot(&s.id)) {
                 Some(fault) => fault.error(),
                 None => self.nothing_serves(&fitness),
@@ -421,6 +424,14 @@ impl Maker<'_> {
 
     fn warnings(&self, resolved: &Resolved, newly_skipped: &GtidSet, snapshot: &Snapshot, legs: &[Leg]) -> Vec<String> {
         let mut warnings = Vec::new();
+        let errant = snapshot.errant.subtract(&resolved.gtids);
+        if !errant.is_empty() {
+            warnings.push(format!(
+                "snapshot {} was taken of a replica that had executed transactions by itself; the recovered server has them too, and no \
+                 other server of the shard: {errant}",
+                snapshot.id
+            ));
+        }
         if !newly_skipped.is_empty() {
             warnings.push(format!(
                 "{newly_skipped} is left out: an empty transaction takes its place. What came later may depend on it, and then either stops the \

@@ -41,6 +41,9 @@ pub struct Summary {
     pub snapshot_data_bytes: u64,
     pub snapshot_reason: String,
     pub snapshots_passed_over: Vec<PassedOver>,
+    /// What of `target_gtids` is in nobody's history.
+    #[serde(skip_serializing_if = "GtidSet::is_empty")]
+    pub errant: GtidSet,
     pub target_gtids: GtidSet,
     #[serde(skip_serializing_if = "GtidSet::is_empty")]
     pub skipped: GtidSet,
@@ -153,8 +156,8 @@ impl Plan {
             snapshot_data_bytes: self.snapshot.data_bytes,
             snapshot_reason: format!(
                 "it holds {} of the target's {} transactions, {}",
-                self.snapshot.gtids_before.count(),
-                self.target_gtids.count(),
+                self.snapshot.history_count(),
+                self.target_gtids.subtract(&self.errant).count(),
                 match serving {
                     0 => "and is the only one that serves".to_owned(),
                     others => format!("the most of the {} that serve", others + 1),
@@ -162,6 +165,7 @@ impl Plan {
             ),
             snapshots_passed_over: self.passed_over.clone(),
             target_gtids: self.target_gtids.clone(),
+            errant: self.errant.clone(),
             skipped: self.skipped.clone(),
             replay_gtids_max,
             binlog_stored_bytes: binlogs.iter().map(|b| b.stored_bytes).sum(),
@@ -213,6 +217,9 @@ impl fmt::Display for Summary {
         writeln!(f, "estimate      {} s ({})", self.estimate.seconds, self.estimate.basis)?;
         for warning in &self.warnings {
             writeln!(f, "WARNING       {warning}")?;
+        }
+        if !self.errant.is_empty() {
+            writeln!(f, "errant        {}, the snapshot's own", self.errant)?;
         }
         if !self.skipped.is_empty() {
             writeln!(f, "empty         {}", self.skipped)?;

@@ -8,7 +8,10 @@ use crate::{
     support::hint::with_hint,
 };
 
-use super::lineage::{Claimant, Decision, Word, claim_timeline, decide, next_id};
+use super::{
+    lineage::{Claimant, Decision, Word, claim_timeline, decide, next_id},
+    settle::read_descent,
+};
 
 /// What the operator says.
 #[derive(Debug, Clone)]
@@ -26,6 +29,7 @@ pub struct Adoption {
 /// Where it has it already, or has a history that the archive knows nothing of and `anew` was not said.
 pub async fn adopt(archive: &Archive, server: &dyn Server, adoption: &Adoption) -> anyhow::Result<Timeline> {
     let state = server.look().await?;
+    let descent = read_descent(&state.datadir, archive)?;
     let timelines = archive.timelines().await?;
     let Some(tip) = path::tip(&timelines) else {
         let e = anyhow!("shard {} has no timeline yet: there is nothing to take over", archive.shard);
@@ -44,7 +48,7 @@ pub async fn adopt(archive: &Archive, server: &dyn Server, adoption: &Adoption) 
     let claimant = Claimant {
         server_uuid: state.server_uuid,
         gtid_executed: &state.gtid_executed,
-        descent: None,
+        descent: descent.as_ref(),
         word: Some(&word),
         standalone: false,
     };

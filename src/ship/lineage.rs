@@ -5,7 +5,7 @@
 //! that is not adopted. Once the word comes, it claims another one, on the current path, and what it wrote meanwhile is shipped again
 //! there: what an unadopted timeline holds was never judged by the rules of the path.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tracing::{error, info};
 use uuid::Uuid;
 
@@ -18,6 +18,7 @@ use crate::{
     },
     binlog::gtid::GtidSet,
     store::Put,
+    support::hint::with_hint,
 };
 
 /// What decides where a server belongs.
@@ -209,14 +210,22 @@ fn goes_on_alone(timelines: &[Timeline], tip: &Timeline, claimant: &Claimant<'_>
     Ok(deposed && holds_of(claimant.server_uuid) && !holds_of(tip.server_uuid))
 }
 
-/// The timeline on which the server goes on, claimed if need be, and the timelines with it.
-pub async fn settle(archive: &Archive, claimant: &Claimant<'_>) -> anyhow::Result<(Timeline, Vec<Timeline>)> {
+/// The timeline on which the server goes on, claimed if need be, and the timelines with it. `is_settled`: it is an error if the server
+/// is unknown.
+pub async fn settle(archive: &Archive, claimant: &Claimant<'_>, is_settled: bool) -> anyhow::Result<(Timeline, Vec<Timeline>)> {
     let mut timelines = archive.timelines().await?;
     let timeline = match decide(&timelines, claimant)? {
         Decision::Continue(id) => {
             let own = timelines.iter().find(|t| t.id == id);
             own.with_context(|| format!("timeline {id} has vanished from the archive"))?
                 .clone()
+        }
+        Decision::Claim(claim) if is_settled && claim.reason == Reason::UnknownServer => {
+            let e = anyhow!("nobody has said yet that this server is the shard's primary");
+            return Err(with_hint(
+                e,
+                "start the agent on it; or, if it was promoted by hand, run `mysql-pitr adopt`",
+            ));
         }
         Decision::Claim(claim) => {
             let claimed = claim_timeline(archive, &timelines, claimant.server_uuid, claim).await?;

@@ -17,11 +17,13 @@ mod reconcile;
 mod round;
 mod seal;
 mod sealing;
+mod settle;
 mod shipper;
 pub mod standing;
 mod status;
 mod tail;
 
 pub use round::Settings;
-pub use shipper::{Shipper, timeline_of};
+pub use settle::timeline_of;
+pub use shipper::Shipper;
 pub use status::Status;

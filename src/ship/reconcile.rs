@@ -11,7 +11,8 @@ use crate::{
         keys::{BinlogPlace, binlog_number},
         listing::{Archive, Form, StoredBinlog, covered_end},
         path::Path,
-        records::{Ending, Opening, Timeline},
+        records::{Ending, Opening, Reason, Timeline},
+        survey::{Fault, Subject},
     },
     binlog::gtid::GtidSet,
     mysql::{
@@ -45,6 +46,8 @@ pub struct Todo {
     pub went_back_to: Option<u32>,
     /// The server's history is not the one that was shipped: RESET BINARY LOGS AND GTIDS, or a server put back.
     pub history_was_replaced: bool,
+    /// Records of the archive that cannot be read. What they would say counts as lacking: shipping twice is harmless.
+    pub faults: Vec<Fault>,
 }
 
 /// Looks from the newest binlog back until it meets one that is sealed on the server's own line of timelines: binlogs are sealed in
@@ -59,7 +62,9 @@ pub async fn reconcile(
     let (files, server_uuid) = (&state.binlogs, state.server_uuid);
     let path = Path::find(timelines, Some(timeline.id))?;
     let line: Vec<u32> = path.own_line().iter().map(|t| t.id).collect();
-    let took_over = path.own_line()[0].parent.is_some();
+    let claimed = &path.own_line()[0];
+    // A server whose binlogs lie on another timeline, if anywhere.
+    let took_over = claimed.parent.is_some() || claimed.reason == Reason::Adoption;
     // What the server had executed when the binlog after the one in hand began.
     let (mut lacking, mut after) = (None, state.gtid_executed.clone());
     let is_on_server = |place: &BinlogPlace| place.server_uuid == server_uuid && files.iter().any(|f| f.name == place.name);
@@ -69,12 +74,19 @@ pub async fn reconcile(
     // Only what is older than the oldest file can have been purged.
     let last = files.last().map_or(0, |f| binlog_number(&f.name));
     let may_be_there = |place: &BinlogPlace| is_on_server(place) || place.number() > last;
-    let mut stored = archive
-        .sealed(sealed.iter().filter(|(place, _)| may_be_there(place)).map(|(_, key)| key))
+    let (mut stored, mut faults) = archive
+        .readable_sealed(sealed.iter().filter(|(place, _)| may_be_there(place)).map(|(_, key)| key))
         .await?;
-    let tails = archive
-        .tails_where(|place| place.server_uuid == server_uuid && !sealed.contains_key(place))
+    let is_unreadable = |wanted: &BinlogPlace| {
+        let mut faults = faults.iter();
+        faults.any(|f| matches!(&f.subject, Subject::Binlog { place, .. } if place == wanted))
+    };
+    // By its segments, a binlog with an unreadable manifest is known again; one that the server no longer has is not taken for lost.
+    let is_unsealed = |place: &BinlogPlace| !sealed.contains_key(place) || is_unreadable(place) && is_on_server(place);
+    let (tails, tail_faults) = archive
+        .readable_tails(|place| place.server_uuid == server_uuid && is_unsealed(place))
         .await?;
+    faults.extend(tail_faults);
     stored.extend(tails.iter().cloned());
     let mut todo = Todo {
         binlogs: Vec::new(),
@@ -82,6 +94,7 @@ pub async fn reconcile(
         vanished_label_ns: None,
         went_back_to: None,
         history_was_replaced: false,
+        faults: Vec::new(),
     };
     let (mut newest_met, mut known) = (None, BTreeSet::new());
     for file in files.iter().rev() {
@@ -115,7 +128,7 @@ pub async fn reconcile(
         }
         if took_over && found.is_none() && !todo.binlogs.is_empty() {
             if lacking.is_none() {
-                lacking = Some(lacking_before(archive, &path, state).await?);
+                lacking = Some(lacking_before(archive, &path, state, &mut faults).await?);
             }
             if lacking.as_ref().is_some_and(|l| l.intersect(&after).is_empty()) {
                 break;
@@ -146,9 +159,11 @@ pub async fn reconcile(
     todo.vanished_label_ns = stored.iter().filter(is_lost).map(|b| b.place().label_ns).max();
     let met_any = newest_met.is_some();
     if met_any && newest_met == Some(timeline.id) || todo.history_was_replaced {
+        todo.faults = faults;
         return Ok(todo);
     }
-    let mut shipped = archive.sealed(sealed.values()).await?;
+    let (mut shipped, shipped_faults) = archive.readable_sealed(sealed.values()).await?;
+    faults.extend(shipped_faults);
     shipped.extend(tails);
     shipped.retain(|b| b.opening.timeline == timeline.id);
     if !met_any {
@@ -157,10 +172,11 @@ pub async fn reconcile(
         if !now.binlogs.iter().map(|f| &f.name).eq(files.iter().map(|f| &f.name)) {
             bail!("the server's binlogs changed while they were compared with the archive");
         }
-        todo.history_was_replaced = !holds_what_was_shipped(archive, &shipped, &now, timeline).await?;
+        todo.history_was_replaced = !holds_what_was_shipped(archive, &shipped, &now, timeline, &mut faults).await?;
     } else if !shipped.is_empty() || !descends_from(timelines, timeline.id, newest_met) {
         (todo.went_back_to, todo.vanished_label_ns) = (newest_met, Some(i64::MAX));
     }
+    todo.faults = faults;
     debug!(binlogs = todo.binlogs.len(), met_any, "compared the server with the archive");
     Ok(todo)
 }
@@ -168,15 +184,18 @@ pub async fn reconcile(
 /// What the server has in its binlogs, and the archive lacks on the path before it: its own transactions, and a tail that the old
 /// primary never shipped, but had replicated. Nothing before the first snapshot is needed, and a tail that is not sealed counts as
 /// lacking: shipping twice is harmless.
-async fn lacking_before(archive: &Archive, path: &Path, state: &ServerState) -> anyhow::Result<GtidSet> {
+async fn lacking_before(archive: &Archive, path: &Path, state: &ServerState, faults: &mut Vec<Fault>) -> anyhow::Result<GtidSet> {
     let mut archived = state.gtid_purged.clone();
     let index = archive.sealed_index().await?;
-    for binlog in archive.sealed(index.values()).await? {
+    let (sealed, sealed_faults) = archive.readable_sealed(index.values()).await?;
+    let (snapshots, snapshot_faults) = archive.readable_snapshots().await?;
+    faults.extend(sealed_faults.into_iter().chain(snapshot_faults));
+    for binlog in sealed {
         if let (Some(inherited), Some(gtids)) = (path.inherited(binlog.opening.timeline), binlog.gtids()) {
             archived.add(&inherited.of(gtids));
         }
     }
-    if let Some(oldest) = gaps::serving(path, &archive.snapshots().await?).first() {
+    if let Some(oldest) = gaps::serving(path, &snapshots).first() {
         archived.add(&oldest.gtids_before);
     }
     Ok(state.gtid_executed.subtract(&archived))
@@ -192,8 +211,10 @@ async fn holds_what_was_shipped(
     shipped: &[StoredBinlog],
     state: &ServerState,
     timeline: &Timeline,
+    faults: &mut Vec<Fault>,
 ) -> anyhow::Result<bool> {
-    let mut snapshots = archive.snapshots().await?;
+    let (mut snapshots, snapshot_faults) = archive.readable_snapshots().await?;
+    faults.extend(snapshot_faults);
     snapshots.retain(|s| s.timeline == timeline.id);
     let mut gtids = timeline.branch_set.clone();
     for binlog in shipped {

@@ -11,7 +11,7 @@ use crate::{
     archive::{
         codec::Codec,
         keys::{BinlogPlace, is_binlog_name},
-        listing::Archive,
+        listing::{Archive, StoredBinlog},
         records::{Ending, Opening, Reason, Timeline},
     },
     binlog::gtid::GtidSet,
@@ -161,39 +161,56 @@ impl Round {
             self.patience(),
         )
         .await?;
+        // What it says of itself may show a gap.
+        self.snapshot_wanted.notify_one();
         info!(binlog = name, timeline = opening.timeline, fingerprint = %opening.fingerprint, "opened a binlog in the archive");
         Ok(opening)
     }
 
     /// i13: whatever can take history back starts a child, whether or not a loss is known.
     async fn branch_after_crash(&mut self, held: &GtidSet) -> anyhow::Result<()> {
-        if !self.is_fresh_child_of(held).await? {
-            let timelines = self.archive.timelines().await?;
-            let claim = Claim {
-                parent: Some(self.timeline.id),
-                branch_set: held.clone(),
-                reason: Reason::Crash,
-                // A deposed primary's crash is its own business.
-                adopted: is_primary(&timelines, self.server_uuid),
-                confirmed_by: None,
-                skipped: GtidSet::new(),
-            };
-            self.timeline = claim_timeline(&self.archive, &timelines, self.server_uuid, claim).await?;
-        }
+        let timelines = self.archive.timelines().await?;
+        self.timeline = match self.unused_child(&timelines, held).await? {
+            Some(child) => child,
+            None => {
+                let claim = Claim {
+                    parent: Some(self.timeline.id),
+                    branch_set: held.clone(),
+                    reason: Reason::Crash,
+                    // A deposed primary's crash is its own business.
+                    adopted: is_primary(&timelines, self.server_uuid),
+                    confirmed_by: None,
+                    skipped: GtidSet::new(),
+                };
+                claim_timeline(&self.archive, &timelines, self.server_uuid, claim).await?
+            }
+        };
         // Of its parent's snapshots it may inherit none.
         self.snapshot_wanted.notify_one();
         (self.crashed, self.vanished_label_ns) = (false, None);
         Ok(())
     }
 
-    /// Whether the child was claimed already, by an agent that died before it stored anything on it. Once a binlog is there, another
+    /// The child that was claimed already, by an agent that died before it stored anything on it. Once a binlog is there, another
     /// crash may have taken back all of that, and is not told by what was held before.
-    async fn is_fresh_child_of(&self, held: &GtidSet) -> anyhow::Result<bool> {
-        if self.timeline.reason != Reason::Crash || self.timeline.branch_set != *held {
-            return Ok(false);
-        }
-        let binlogs = self.archive.binlogs().await?;
-        Ok(!binlogs.iter().any(|b| b.opening.timeline == self.timeline.id))
+    async fn unused_child(&self, timelines: &[Timeline], held: &GtidSet) -> anyhow::Result<Option<Timeline>> {
+        let is_its = |t: &&Timeline| {
+            let here = t.id == self.timeline.id || t.parent == Some(self.timeline.id);
+            here && t.server_uuid == self.server_uuid && t.reason == Reason::Crash && t.branch_set == *held
+        };
+        let is_childless = |t: &&Timeline| timelines.iter().all(|other| other.parent != Some(t.id));
+        let Some(child) = timelines.iter().rev().find(|t| is_its(t) && is_childless(t)) else {
+            return Ok(None);
+        };
+        let index = self.archive.sealed_index().await?;
+        let is_own = |place: &BinlogPlace| place.server_uuid == self.server_uuid;
+        let own = index.iter().filter(|(place, _)| is_own(place)).map(|(_, key)| key);
+        let (sealed, faults) = self.archive.readable_sealed(own).await?;
+        let (tails, tail_faults) = self.archive.readable_tails(is_own).await?;
+        // One that cannot be read may be of this timeline.
+        let is_used = !faults.is_empty() || !tail_faults.is_empty();
+        let is_used = is_used || sealed.iter().chain(&tails).any(|b| b.opening.timeline == child.id);
+        Ok((!is_used).then(|| child.clone()))
     }
 }
 

@@ -1,11 +1,11 @@
 //! Round after round, until the agent is told to stop.
 
-use std::{future::pending, path::Path, sync::Arc, thread::available_parallelism, time::Duration};
+use std::{collections::BTreeSet, future::pending, sync::Arc, thread::available_parallelism, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use tokio::{
     sync::{Notify, Semaphore, mpsc, watch},
-    time::{Instant, interval, sleep},
+    time::{Instant, interval, sleep, timeout},
 };
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -14,11 +14,11 @@ use crate::{
     archive::{
         listing::Archive,
         path,
-        records::{DESCENT_FILE, Descent, Ending, Reason, Timeline},
+        records::{Ending, Reason, Timeline},
     },
     mysql::{
         query::ServerBinlog,
-        server::{Server, ServerState, SharedServer},
+        server::{ServerState, SharedServer},
     },
     support::{
         hint::{message, render},
@@ -28,11 +28,11 @@ use crate::{
 
 use super::{
     catalog::Catalog,
-    lineage::{Claim, Claimant, claim_timeline, is_primary, settle, warn_if_off_the_path},
-    reconcile::{Todo, reconcile},
+    lineage::Word,
     round::{Round, Settings, stopped},
     seal::{Sealer, ToSeal},
     sealing::Sealing,
+    settle::{Says, settle_and_reconcile},
     standing::Standing,
     status::Status,
     tail::Tail,
@@ -40,6 +40,10 @@ use super::{
 
 /// How often a round looks whether somebody else claimed a timeline: a LIST.
 const LINEAGE_INTERVAL: Duration = Duration::from_secs(15);
+/// How long a round waits for Orchestrator to be asked again.
+const WORD_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a server that became a replica is still followed, at most.
+const DEPOSED_PATIENCE: Duration = Duration::from_secs(600);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_LONGEST: Duration = Duration::from_secs(15);
 /// After that a human must look.
@@ -50,6 +54,8 @@ pub struct Shipper {
     pub archive: Archive,
     pub server: SharedServer,
     pub standing: watch::Receiver<Standing>,
+    /// Has Orchestrator asked again.
+    pub ask_again: Arc<Notify>,
     /// Whether the disk that the server writes its binlogs to is nearly full.
     pub short_of_disk: watch::Receiver<bool>,
     pub catalog: Arc<Catalog>,
@@ -59,15 +65,25 @@ pub struct Shipper {
     pub snapshot_wanted: Arc<Notify>,
 }
 
+/// What one round leaves to the next.
+#[derive(Default)]
+struct Remembered {
+    /// Faults of the archive that need not be told again.
+    told: BTreeSet<String>,
+    /// Which timeline of another server was the current one last, and when that was seen first.
+    tip_seen: Option<(u32, Instant)>,
+}
+
 impl Shipper {
     /// Ships until `stop`; failures are logged and tried again, for as long as it takes.
     pub async fn run(&self, mut stop: watch::Receiver<bool>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         let mut failing_since = None;
+        let mut remembered = Remembered::default();
         loop {
             let started = Instant::now();
             let mut standing = self.standing.clone();
-            let wait = match self.round(&mut stop).await {
+            let wait = match self.round(&mut stop, &mut remembered).await {
                 Ok(()) if *stop.borrow() => return,
                 Ok(()) => {
                     failing_since = None;
@@ -105,20 +121,10 @@ impl Shipper {
         }
     }
 
-    async fn round(&self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<()> {
+    async fn round(&self, stop: &mut watch::Receiver<bool>, remembered: &mut Remembered) -> anyhow::Result<()> {
         let mut standing = self.standing.clone();
         let known = standing.borrow_and_update().clone();
-        if known == Standing::default() {
-            // Nobody has looked at the server yet.
-            return Ok(());
-        }
-        let primary = known.ships();
-        let mut before = None;
-        self.status.send_modify(|s| before = s.primary.replace(primary));
-        if before != Some(primary) {
-            info!("the server is {}", if primary { "shipped" } else { "not shipped: a replica" });
-        }
-        if !primary {
+        if !known.ships() {
             return Ok(());
         }
         let short_of_disk = *self.short_of_disk.borrow();
@@ -127,9 +133,26 @@ impl Shipper {
             // Before anything is asked of the store, which may be why the disk is full.
             self.tell_of_the_gap(&state);
         }
-        let seen = standing.borrow_and_update().clone();
-        let settled = settle_and_reconcile(&self.archive, &*self.server, &state, &seen).await?;
+        let word = self
+            .fresh_word(&mut standing, state.server_uuid, &mut remembered.tip_seen)
+            .await?;
+        let had_word = word.is_some();
+        let is_standalone = standing.borrow_and_update().standalone;
+        let says = Says {
+            word,
+            is_standalone,
+            is_settled: false,
+        };
+        let settled = settle_and_reconcile(&self.archive, &*self.server, &state, &says).await?;
         let (timeline, mut todo) = (settled.timeline, settled.todo);
+        for fault in &todo.faults {
+            if remembered.told.insert(fault.what.clone()) {
+                error!(
+                    hint = fault.hint,
+                    "a record of the archive cannot be read, and shipping goes on as if it were not there: {}", fault.what
+                );
+            }
+        }
         let server_uuid = state.server_uuid;
         // A new root, a gap: whoever takes the snapshots sees whether one is needed.
         self.snapshot_wanted.notify_one();
@@ -148,23 +171,17 @@ impl Shipper {
         };
         self.status.send_modify(|s| s.begins(round.timeline.id, &todo.binlogs));
         let live = todo.binlogs.pop().context("the server has no binlog; is log_bin on?")?;
-        let closed = tokio::select! {
-            biased;
-            () = stopped(stop) => return Ok(()),
-            placed = round.place_closed(todo.binlogs, &live) => placed?,
-        };
-        self.status.send_modify(|s| s.keeps_only(&closed));
-        if let Some((opening, _)) = &live.known {
-            round.resume(opening).await?;
-        }
-        // A server that becomes read-only stops being shipped as an agent does that is stopped: what was received is stored.
+        // A server that becomes a replica stops being shipped as an agent does that is stopped: what was received is stored.
         let (end, mut ended) = watch::channel(false);
         let mut sealing_ended = ended.clone();
         let watching = async {
+            let mut superseded = standing.clone();
             tokio::select! {
                 biased;
                 () = stopped(stop) => {}
-                () = self.superseded(&mut standing, &seen, settled.tip, server_uuid) => {}
+                () = self.deposed(&mut standing) => {}
+                () = new_word(&mut superseded, had_word) => {}
+                () = self.tip_changes(settled.tip, server_uuid) => {}
             }
             end.send_replace(true);
             pending::<()>().await;
@@ -175,43 +192,93 @@ impl Shipper {
                 pending::<()>().await;
             }
         };
-        let (sealing, complete) = self.sealing(closed, short_of_disk);
+        let following = async {
+            let closed = tokio::select! {
+                biased;
+                () = stopped(&mut ended) => return Ok(()),
+                placed = round.place_closed(todo.binlogs, &live) => placed?,
+            };
+            self.status.send_modify(|s| s.placed(round.timeline.id, &closed));
+            if let Some((opening, _)) = &live.known {
+                round.resume(opening).await?;
+            }
+            let (sealing, complete) = self.sealing(closed, short_of_disk);
+            tokio::select! {
+                biased;
+                followed = Tail::new(&mut round, &live.file.name, live.known, complete).follow(&mut ended) => followed,
+                sealed = sealing.run(&mut sealing_ended) => sealed,
+            }
+        };
         tokio::select! {
             biased;
-            followed = Tail::new(&mut round, &live.file.name, live.known, complete).follow(&mut ended) => followed,
-            sealed = sealing.run(&mut sealing_ended) => sealed,
+            followed = following => followed,
             // All streams are hung up, and the next round goes by what is so now.
             () = disk_changed => Ok(()),
             () = watching => Ok(()),
         }
     }
 
-    /// Resolves once the round rests on something that is no longer so: the server's standing, or whose the shard's current
-    /// timeline is.
-    async fn superseded(&self, standing: &mut watch::Receiver<Standing>, seen: &Standing, tip: Option<u32>, server_uuid: Uuid) {
+    /// Who says that the server is the shard's primary. Where the current timeline is another server's, a word counts that was asked for
+    /// after this agent saw that: an older one may be from before a failover.
+    async fn fresh_word(
+        &self,
+        standing: &mut watch::Receiver<Standing>,
+        server_uuid: Uuid,
+        tip_seen: &mut Option<(u32, Instant)>,
+    ) -> anyhow::Result<Option<Word>> {
+        let Some(word) = standing.borrow_and_update().word() else {
+            return Ok(None);
+        };
+        let timelines = self.archive.timelines().await?;
+        let Some(tip) = path::tip(&timelines).filter(|t| t.server_uuid != server_uuid) else {
+            return Ok(Some(word));
+        };
+        let seen_at = match *tip_seen {
+            Some((id, at)) if id == tip.id => at,
+            _ => tip_seen.insert((tip.id, Instant::now())).1,
+        };
+        if standing.borrow().confirmed_at.is_some_and(|at| at > seen_at) {
+            return Ok(Some(word));
+        }
+        self.ask_again.notify_one();
+        let is_answer = |now: &Standing| now.confirmed_by.is_none() || now.confirmed_at.is_some_and(|at| at > seen_at);
+        let answer = timeout(WORD_PATIENCE, standing.wait_for(is_answer)).await;
+        Ok(answer.ok().and_then(|now| now.ok().and_then(|now| now.word())))
+    }
+
+    /// Resolves once the server is a replica, and what it had committed by then is stored: the store may be slow, and the server
+    /// about to be shut down for good.
+    async fn deposed(&self, standing: &mut watch::Receiver<Standing>) {
+        if standing.wait_for(|now| !now.ships()).await.is_err() {
+            return pending().await;
+        }
+        info!("the server became a replica: it is shipped up to here");
+        let Ok(state) = self.server.look().await else { return };
+        let Some(end) = state.binlogs.last() else { return };
+        let mut status = self.status.subscribe();
+        let is_stored = status.wait_for(|s| s.backlog.is_empty() && s.has_stored(&end.name, end.bytes));
+        if timeout(DEPOSED_PATIENCE, is_stored).await.is_err() {
+            warn!(
+                binlog = end.name,
+                "the server became a replica, and what it had committed was not stored within {} s: it is left to its successor to ship",
+                DEPOSED_PATIENCE.as_secs()
+            );
+        }
+    }
+
+    /// Resolves once somebody else claimed the shard's current timeline, or an operator did for this server.
+    async fn tip_changes(&self, tip: Option<u32>, server_uuid: Uuid) {
         let mut looks = interval(LINEAGE_INTERVAL);
         loop {
-            let changed = async {
-                let is_news = |now: &Standing| !now.ships() || now.word().is_some() && seen.word().is_none();
-                standing.wait_for(is_news).await.map(|now| now.ships())
+            looks.tick().await;
+            // A store that does not answer is the uploads' matter.
+            let Ok(timelines) = self.archive.timelines().await else {
+                continue;
             };
-            tokio::select! {
-                ships = changed => {
-                    if !ships.unwrap_or(true) {
-                        info!("the server became a replica");
-                    }
-                    return;
-                }
-                _ = looks.tick() => {
-                    // A store that does not answer is the uploads' matter.
-                    let Ok(timelines) = self.archive.timelines().await else { continue };
-                    let now = path::tip(&timelines);
-                    let by_this_round = |t: &Timeline| t.server_uuid == server_uuid && t.reason == Reason::Crash;
-                    if now.is_some_and(|t| Some(t.id) != tip && !by_this_round(t)) {
-                        info!(before = ?tip, now = ?now.map(|t| t.id), "somebody else claimed the shard's current timeline");
-                        return;
-                    }
-                }
+            let by_this_round = |t: &Timeline| t.server_uuid == server_uuid && t.reason == Reason::Crash;
+            if let Some(now) = path::tip(&timelines).filter(|t| Some(t.id) != tip && !by_this_round(t)) {
+                info!(before = ?tip, now = now.id, server_uuid = %now.server_uuid, "the shard's current timeline is another one");
+                return;
             }
         }
     }
@@ -248,74 +315,9 @@ impl Shipper {
     }
 }
 
-/// A server against the archive.
-struct Settled {
-    timeline: Timeline,
-    todo: Todo,
-    /// The shard's current timeline then.
-    tip: Option<u32>,
-}
-
-/// The timeline that the server's data belong to. A primary's is claimed if it has none, or if its history is not the one that was
-/// shipped; a replica's is the shard's current one.
-pub async fn timeline_of(archive: &Archive, server: &dyn Server, standing: &Standing) -> anyhow::Result<Timeline> {
-    let state = server.look().await?;
-    if standing.ships() {
-        return Ok(settle_and_reconcile(archive, server, &state, standing).await?.timeline);
+/// Resolves once somebody says that the server is the shard's primary, where nobody did.
+async fn new_word(standing: &mut watch::Receiver<Standing>, had_word: bool) {
+    if had_word || standing.wait_for(|now| now.word().is_some()).await.is_err() {
+        pending().await
     }
-    let timelines = archive.timelines().await?;
-    let tip = path::tip(&timelines).context("the archive has no timeline yet: the primary's agent claims the first")?;
-    let missing = tip.branch_set.subtract(&state.gtid_executed);
-    if !missing.is_empty() {
-        bail!(
-            "this replica does not belong to the shard's current timeline {}: it lacks {missing}, with which that one began",
-            tip.id
-        );
-    }
-    Ok(tip.clone())
-}
-
-async fn settle_and_reconcile(
-    archive: &Archive,
-    server: &dyn Server,
-    state: &ServerState,
-    standing: &Standing,
-) -> anyhow::Result<Settled> {
-    let (descent, word) = (read_descent(&state.datadir, archive)?, standing.word());
-    let claimant = Claimant {
-        server_uuid: state.server_uuid,
-        gtid_executed: &state.gtid_executed,
-        descent: descent.as_ref(),
-        word: word.as_ref(),
-        standalone: standing.standalone,
-    };
-    // A claim is made on what the decision was based on: whoever decides the same at the same moment collides with it.
-    let (mut timeline, mut timelines) = settle(archive, &claimant).await?;
-    let mut todo = reconcile(archive, server, state, &timelines, &timeline).await?;
-    if todo.history_was_replaced {
-        error!("the server's history begins anew (RESET BINARY LOGS AND GTIDS?): a new root timeline and a snapshot follow");
-        let claim = Claim::root(Reason::Reset, is_primary(&timelines, state.server_uuid));
-        timeline = claim_timeline(archive, &timelines, state.server_uuid, claim).await?;
-        timelines.push(timeline.clone());
-        // What the old history left behind is none of the root's business.
-        todo = reconcile(archive, server, state, &timelines, &timeline).await?;
-    } else if let Some(older) = timelines.iter().find(|t| Some(t.id) == todo.went_back_to) {
-        timeline = older.clone();
-    }
-    warn_if_off_the_path(&timelines, &claimant, &timeline);
-    let tip = path::tip(&timelines).map(|t| t.id);
-    Ok(Settled { timeline, todo, tip })
-}
-
-/// What `recover` left in the datadir, if this server comes from it.
-fn read_descent(datadir: &Path, archive: &Archive) -> anyhow::Result<Option<Descent>> {
-    let path = datadir.join(DESCENT_FILE);
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        // A server that was never recovered has no such file; one that was may not be mistaken for it.
-        Err(e) => return Err(e).with_context(|| format!("cannot see whether {} is there", path.display())),
-    };
-    let descent: Descent = serde_json::from_slice(&bytes).with_context(|| format!("{} is unreadable", path.display()))?;
-    Ok((descent.shard == archive.shard.to_string()).then_some(descent))
 }

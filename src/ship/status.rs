@@ -9,8 +9,6 @@ use super::{at_risk::Position, reconcile::Unsealed, seal::ToSeal};
 /// Where shipping stands. Totals count from the start of the process.
 #[derive(Debug, Clone, Default)]
 pub struct Status {
-    /// Whether the server is writable, which in standalone mode makes it the primary; None before the first look.
-    pub primary: Option<bool>,
     pub timeline: Option<u32>,
     /// The watermark: binlog and position up to which everything is stored, or needs no storing because it holds no transaction.
     pub durable: Option<(String, u64)>,
@@ -48,7 +46,11 @@ impl Status {
         self.backlog = closed.iter().map(|b| (b.file.name.clone(), b.file.bytes)).collect();
         let covered = |b: &Unsealed| b.known.as_ref().map_or(0, |(_, covered)| *covered);
         // What was passed without storing it, for it held no transaction, the archive does not show.
-        let known = self.lacking.iter().chain(&self.live).filter(|_| self.timeline == Some(timeline));
+        let known = self
+            .lacking
+            .iter()
+            .chain(&self.live)
+            .filter(|_| self.timeline == Some(timeline));
         let passed = |b: &Unsealed| {
             let at = known.clone().find(|(name, _)| *name == b.file.name);
             at.map_or(0, |(_, position)| *position).min(b.file.bytes)
@@ -96,8 +98,15 @@ impl Status {
         self.backlog.insert(name.to_owned(), bytes);
     }
 
-    /// Of the closed binlogs these are left to be sealed: one without a transaction needs no object.
-    pub fn keeps_only(&mut self, left: &[ToSeal]) {
+    /// Whether everything before this place is stored.
+    pub fn has_stored(&self, name: &str, position: u64) -> bool {
+        let durable = self.durable.as_ref();
+        durable.is_some_and(|(durable, at)| Position::of(durable, *at) >= Position::of(name, position))
+    }
+
+    /// The closed binlogs have their places, and the live one its timeline. Of the closed ones these are left to be sealed: one without a transaction needs no object.
+    pub fn placed(&mut self, timeline: u32, left: &[ToSeal]) {
+        self.timeline = Some(timeline);
         let is_left = |name: &str| left.iter().any(|work| work.file.name == name);
         self.backlog.retain(|name, _| is_left(name));
         self.lacking.retain(|(name, _)| is_left(name));

@@ -1,4 +1,5 @@
 //! Snapshots: asked for, taken, recorded.
 
+pub mod errant;
 pub mod request;
 pub mod take;

@@ -72,9 +72,13 @@ pub async fn open_requests(archive: &Archive, seen: Option<&str>) -> anyhow::Res
             continue;
         };
         match archive.record::<Snapshot>(&keys::snapshot_key(&archive.shard, id)).await {
-            Err(e) if e.downcast_ref::<StoreError>().is_some_and(StoreError::is_not_found) => open.push(id.to_owned()),
-            Err(e) => return Err(e),
             Ok(_) => {}
+            Err(e) => match e.downcast_ref::<StoreError>() {
+                Some(e) if e.is_not_found() => open.push(id.to_owned()),
+                Some(_) => return Err(e),
+                // There is a record: somebody took it up, however damaged that is.
+                None => {}
+            },
         }
     }
     Ok(open)

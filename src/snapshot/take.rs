@@ -18,9 +18,10 @@ use crate::{
         path::Path as TimelinePath,
         records::{FORMAT_VERSION, Provider, Snapshot, SnapshotState},
     },
+    binlog::gtid::GtidSet,
     mysql::{
         endpoint::Endpoint,
-        preflight,
+        preflight::{self, Check, Verdict},
         query::{Session, Variables},
         server::Mysql,
     },
@@ -33,6 +34,8 @@ use crate::{
     },
     volume::{clone, tarball},
 };
+
+use super::errant::errant;
 
 /// Variables without which the data does not start, or starts as something else.
 const STARTUP_VARIABLES: [&str; 6] = [
@@ -94,6 +97,7 @@ pub async fn take(
         finished_at_us: None,
         gtids_before: session.gtid_executed().await?,
         gtids_after: None,
+        errant: GtidSet::new(),
         variables: startup_variables(&variables),
         data_key: keys::snapshot_data_key(&archive.shard, id, settings.codec),
         data_bytes: 0,
@@ -127,12 +131,10 @@ pub async fn take(
     Ok(taken)
 }
 
-async fn preflight(session: &mut Session, settings: &Settings) -> anyhow::Result<()> {
-    for check in preflight::clone_plugin(session, &settings.staging_dir).await? {
-        if check.verdict == preflight::Verdict::Failed {
-            return Err(anyhow::anyhow!("{}: {}", check.name, check.detail)).hint(check.hint.unwrap_or_default());
-        }
-    }
+async fn preflight(session: &mut Session, settings: &Settings, standing: &Standing) -> anyhow::Result<()> {
+    let mut checks = preflight::clone_plugin(session, &settings.staging_dir).await?;
+    checks.extend(replication(session, standing).await?);
+    checks.into_iter().try_for_each(passed)?;
     let foreign = preflight::foreign_engine_tables(session).await?;
     let refused: Vec<&String> = foreign
         .iter()
@@ -155,6 +157,22 @@ async fn preflight(session: &mut Session, settings: &Settings) -> anyhow::Result
     Ok(())
 }
 
+fn passed(check: Check) -> anyhow::Result<()> {
+    if check.verdict == Verdict::Failed {
+        return Err(anyhow::anyhow!("{}: {}", check.name, check.detail)).hint(check.hint.unwrap_or_default());
+    }
+    Ok(())
+}
+
+/// Of a replica, whether it replicates: one that does not may hold a history that its primary has left behind, and its data would be
+/// filed under the new one.
+async fn replication(session: &mut Session, standing: &Standing) -> anyhow::Result<Option<Check>> {
+    Ok(match standing.ships() {
+        true => None,
+        false => Some(preflight::replication(session).await?),
+    })
+}
+
 async fn copy(
     archive: &Archive,
     endpoint: &Endpoint,
@@ -164,7 +182,7 @@ async fn copy(
     record: Snapshot,
     progress: &Progress,
 ) -> anyhow::Result<Snapshot> {
-    preflight(session, settings).await?;
+    preflight(session, settings, standing).await?;
     progress.phase("cloning the data");
     let staged = clone::clone_into(endpoint, &settings.staging_dir, &record.id, progress).await?;
     let gtids_after = session.gtid_executed().await?;
@@ -177,6 +195,12 @@ async fn copy(
         ))
         .hint("take the snapshot again");
     }
+    let errant = if standing.ships() {
+        GtidSet::new()
+    } else {
+        replication(session, standing).await?.map_or(Ok(()), passed)?;
+        errant_of_both(archive, &path, &record, &gtids_after).await?
+    };
     progress.phase("storing the copy");
     let packed = tarball::pack(staged.path(), &archive.store, &record.data_key, settings.codec, |stored| {
         progress.update(|| human_bytes(stored));
@@ -187,11 +211,36 @@ async fn copy(
         timeline,
         finished_at_us: Some(clock::now_us()),
         gtids_after: Some(gtids_after),
+        errant,
         data_bytes: packed.data_bytes,
         stored_bytes: packed.stored_bytes,
         stored_sha256: packed.stored_sha256,
         ..record
     })
+}
+
+/// What the copy holds that is in nobody's history. It must be known exactly: a recovery is compared with it.
+async fn errant_of_both(
+    archive: &Archive,
+    path: &TimelinePath,
+    record: &Snapshot,
+    gtids_after: &GtidSet,
+) -> anyhow::Result<GtidSet> {
+    let errant = errant(archive, path, gtids_after).await?;
+    let meanwhile = errant.subtract(&record.gtids_before);
+    if !meanwhile.is_empty() {
+        return Err(anyhow::anyhow!(
+            "the replica executed transactions of its own while it was copied, and nobody knows whether the copy holds them: {meanwhile}"
+        ))
+        .hint("see who writes to the replica (super_read_only keeps everybody from it), and take the snapshot again");
+    }
+    if !errant.is_empty() {
+        warn!(
+            snapshot = %record.id, %errant,
+            "this replica executed transactions that are in nobody's history: the snapshot holds them, and so does whatever is recovered from it"
+        );
+    }
+    Ok(errant)
 }
 
 /// Replaces a started record with its end.
@@ -212,7 +261,7 @@ fn startup_variables(variables: &Variables) -> BTreeMap<String, String> {
 /// Ends what an agent of this server left behind when it died. Call it under the state lock only.
 pub async fn sweep(archive: &Archive, settings: &Settings, server_uuid: Uuid) -> anyhow::Result<()> {
     clone::sweep(&settings.staging_dir, is_id);
-    for snapshot in archive.snapshots().await? {
+    for snapshot in archive.readable_snapshots().await?.0 {
         if snapshot.state == SnapshotState::Started && snapshot.server_uuid == server_uuid {
             warn!(snapshot = %snapshot.id, "a snapshot was interrupted and is given up");
             let failure = Some("the agent died while it was taken".to_owned());

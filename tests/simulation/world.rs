@@ -102,7 +102,7 @@ pub struct World {
 fn standing(is_writable: bool) -> Standing {
     Standing {
         role: if is_writable { Role::Primary } else { Role::Replica },
-        is_writable,
+        writable: Some(is_writable),
         takes_snapshots: is_writable,
         standalone: true,
         ..Standing::default()
@@ -188,6 +188,7 @@ impl World {
             settings: self.settings.clone(),
             status: watch::Sender::new(Status::default()),
             snapshot_wanted: Arc::new(Notify::new()),
+            ask_again: Arc::new(Notify::new()),
             short_of_disk: watch::channel(false).1,
         };
         let watching = tokio::spawn(watch_watermark(
@@ -216,7 +217,7 @@ impl World {
     async fn step(&mut self, step: u32) {
         let roll = self.random.random_range(0..100);
         let is_up = self.server.state().is_up;
-        let is_writable = self.standing.borrow().is_writable;
+        let is_writable = self.standing.borrow().is_writable();
         info!(target: "sim", "step {step}");
         match roll {
             _ if !is_up => {
@@ -483,6 +484,7 @@ async fn take_first(archive: &Archive, link: &Link) -> anyhow::Result<()> {
         finished_at_us: Some(archive.clock.now_us()),
         gtids_before: gtids.clone(),
         gtids_after: Some(gtids),
+        errant: Default::default(),
         variables: std::collections::BTreeMap::new(),
         data_key: keys::snapshot_data_key(&archive.shard, &id, Codec::None),
         data_bytes: SNAPSHOT_DATA.len() as u64,

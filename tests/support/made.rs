@@ -118,6 +118,7 @@ impl Made {
             finished_at_us: Some(at(second)),
             gtids_before: held.clone(),
             gtids_after: Some(held),
+            errant: GtidSet::new(),
             variables: Default::default(),
             data_key: keys::snapshot_data_key(shard, id, Codec::Zstd),
             data_bytes: data.len() as u64,

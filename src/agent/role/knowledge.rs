@@ -17,6 +17,7 @@ pub(super) struct Knowledge {
     clear: Option<(Verdict, Instant)>,
     /// Set by an answer, and gone with whatever might make it untrue.
     confirmed_by: Option<String>,
+    confirmed_at: Option<Instant>,
 }
 
 impl Knowledge {
@@ -26,6 +27,7 @@ impl Knowledge {
             writable: None,
             clear: None,
             confirmed_by: None,
+            confirmed_at: None,
         }
     }
 
@@ -36,8 +38,10 @@ impl Knowledge {
         }
     }
 
+    /// `at`: when it was asked.
     pub(super) fn answered(&mut self, url: &str, verdict: Verdict, at: Instant) {
         let confirms = verdict.confirmed_primary && self.writable == Some(true);
+        self.confirmed_at = confirms.then_some(at);
         self.confirmed_by = confirms.then(|| format!("Orchestrator at {url}, cluster {}", verdict.cluster));
         if verdict.role != Role::Unknown {
             self.clear = Some((verdict, at));
@@ -50,7 +54,6 @@ impl Knowledge {
     }
 
     pub(super) fn standing(&self) -> Standing {
-        let is_writable = self.writable == Some(true);
         let told = self.clear.as_ref().map(|(verdict, _)| verdict.role);
         let role = match (self.writable, told) {
             (None, _) => Role::Unknown,
@@ -63,12 +66,13 @@ impl Knowledge {
         let takes_snapshots = match &self.clear {
             // Those of a primary are not for what it has become; another may take them already.
             Some((verdict, _)) => verdict.takes_snapshots && role == verdict.role,
-            None => self.standalone && is_writable,
+            None => self.standalone && self.writable == Some(true),
         };
         Standing {
             role,
             confirmed_by: self.confirmed_by.clone(),
-            is_writable,
+            confirmed_at: self.confirmed_at,
+            writable: self.writable,
             takes_snapshots,
             answered_at: self.clear.as_ref().map(|(_, at)| *at),
             standalone: self.standalone,
