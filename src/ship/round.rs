@@ -11,7 +11,7 @@ use crate::{
     archive::{
         codec::Codec,
         keys::{BinlogPlace, is_binlog_name},
-        listing::{Archive, StoredBinlog},
+        listing::Archive,
         records::{Ending, Opening, Reason, Timeline},
     },
     binlog::gtid::GtidSet,
