@@ -478,7 +478,7 @@ async fn take_first(archive: &Archive, link: &Link) -> anyhow::Result<()> {
         finished_at_us: Some(archive.clock.now_us()),
         gtids_before: gtids.clone(),
         gtids_after: Some(gtids),
-        errant: GtidSet::new(),
+        errant: Default::default(),
         variables: std::collections::BTreeMap::new(),
         data_key: String::new(),
         data_bytes: 0,
