@@ -125,14 +125,14 @@ impl GtidSet {
         }
     }
 
+    /// The servers, or made-up uuids, whose GTIDs are in the set, in order; tags apart.
+    pub fn uuids(&self) -> impl Iterator<Item = Uuid> {
+        self.intervals.iter().map(|(tsid, _)| tsid.uuid)
+    }
+
     /// The largest number from `tsid`.
     pub fn last_of(&self, tsid: Tsid) -> Option<u64> {
         self.of(&tsid).last().map(|i| i.end - 1)
-    }
-
-    /// The servers that it has transactions of.
-    pub fn uuids(&self) -> impl Iterator<Item = Uuid> {
-        self.intervals.iter().map(|(tsid, _)| tsid.uuid)
     }
 
     /// Only what comes from none of these servers.
