@@ -50,6 +50,7 @@ pub struct Metrics {
     pub recoverable_from: Maybe,
     pub recoverable_until: Maybe,
     pub archive_seen: Maybe,
+    pub archive_faults: Maybe,
     pub snapshot_last_success: Maybe,
     pub snapshots: IntCounterVec,
     pub store_errors: IntCounter,
@@ -168,6 +169,7 @@ impl Metrics {
                 "mysql_pitr_archive_seen_timestamp_seconds",
                 "When gaps, window and snapshots were last looked at in the store.",
             ),
+            archive_faults: b.maybe("mysql_pitr_archive_faults", "Records of the archive that cannot be read."),
             snapshot_last_success: b.maybe(
                 "mysql_pitr_snapshot_last_success_timestamp_seconds",
                 "When the newest snapshot on the path was complete, whoever took it.",

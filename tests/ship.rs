@@ -471,6 +471,7 @@ async fn a_corrupt_record_does_not_stop_the_agent() {
     assert_eq!(node.archive().timelines().await.unwrap().len(), 1, "nothing was taken back");
     let requested = node.json(&["snapshot"]).await;
     assert_eq!(requested["state"], "complete");
+    assert!(agent.log().contains("the archive is damaged: "), "{}", agent.log());
     let output = node.run(&["search", "--table", "d.t", "--json"]).await;
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(found.as_array().unwrap().len(), 4, "{found}");

@@ -127,7 +127,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         looks: looks.clone(),
     })
     .await;
-    let surveyor = Surveyor::new(archive.clone(), shipper.status.subscribe());
+    let surveyor = Surveyor::new(archive.clone(), shipper.status.subscribe(), roles.subscribe());
     monitoring.spawn(surveyor.run(look_sender, shipper.snapshot_wanted.clone()));
     let snapshots = Snapshots {
         counts,

@@ -55,6 +55,7 @@ pub fn publish(metrics: &Metrics, d: &Document) {
         .recoverable_until
         .set(seconds(archive.and_then(|a| a.recoverable_until)));
     metrics.archive_seen.set(seconds(archive.map(|a| a.seen_at)));
+    metrics.archive_faults.set(archive.map(|a| a.faults.len() as f64));
     metrics
         .snapshot_last_success
         .set(seconds(archive.and_then(|a| a.last_snapshot_at)));

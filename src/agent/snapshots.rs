@@ -119,8 +119,9 @@ impl Snapshots {
                     self.look_again.notify_one();
                     answered?;
                 }
-                if standing.takes_snapshots {
-                    self.requested(&standing, &mut seen).await?;
+                if standing.takes_snapshots && self.requested(&standing, &mut seen).await? {
+                    answering.answered = Some(Instant::now());
+                    self.look_again.notify_one();
                 }
                 anyhow::Ok(())
             };
@@ -167,16 +168,17 @@ impl Snapshots {
         Session::connect(&self.endpoint).await?.variables().await?.server_uuid()
     }
 
-    async fn requested(&self, standing: &Standing, seen: &mut Option<String>) -> anyhow::Result<()> {
+    /// Takes what is asked for; whether anything was.
+    async fn requested(&self, standing: &Standing, seen: &mut Option<String>) -> anyhow::Result<bool> {
         let requests = request::open_requests(&self.archive, seen.as_deref()).await?;
         if requests.is_empty() || !self.serves_somebody(standing).await? {
-            return Ok(());
+            return Ok(false);
         }
         for id in requests {
             self.take(standing, &id).await?;
             *seen = Some(id);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// A server that is shipped off the path would take snapshots that no recovery starts from.

@@ -3,7 +3,11 @@
 //! Records are read once and remembered by what gaps need of them. A look costs three listings; it is repeated after a minute,
 //! or later where it takes long, so that looking never becomes the work.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{Notify, watch},
@@ -22,7 +26,7 @@ use crate::{
         survey::Fault,
     },
     binlog::gtid::GtidSet,
-    ship::Status,
+    ship::{Status, standing::Standing},
     store::StoreError,
     support::{
         clock::{self, Moment},
@@ -55,22 +59,40 @@ pub struct Look {
     pub tip_server: Option<Uuid>,
 }
 
+/// What is known of this node's shipping.
+struct Shipping {
+    status: watch::Receiver<Status>,
+    standing: watch::Receiver<Standing>,
+}
+
+impl Shipping {
+    /// Whether it is not known yet what this node has still to seal.
+    fn has_not_begun(&self) -> bool {
+        let standing = self.standing.borrow();
+        standing.writable.is_none() || standing.ships() && self.status.borrow().timeline.is_none()
+    }
+
+    fn backlog(&self) -> BTreeSet<String> {
+        self.status.borrow().backlog.keys().cloned().collect()
+    }
+}
+
 /// Looks, and remembers what it read.
 pub struct Surveyor {
     archive: Archive,
     sealed: BTreeMap<BinlogPlace, Holding>,
     tails: BTreeMap<BinlogPlace, Tail>,
     /// Of whoever ships here; None where nobody does.
-    status: Option<watch::Receiver<Status>>,
+    shipping: Option<Shipping>,
     /// Whether there is a tail that the next look may read.
     in_doubt: bool,
 }
 
 impl Surveyor {
     /// Beside an agent that ships.
-    pub fn new(archive: Archive, status: watch::Receiver<Status>) -> Surveyor {
+    pub fn new(archive: Archive, status: watch::Receiver<Status>, standing: watch::Receiver<Standing>) -> Surveyor {
         Surveyor {
-            status: Some(status),
+            shipping: Some(Shipping { status, standing }),
             ..Surveyor::of_the_past(archive)
         }
     }
@@ -81,7 +103,7 @@ impl Surveyor {
             archive,
             sealed: BTreeMap::new(),
             tails: BTreeMap::new(),
-            status: None,
+            shipping: None,
             in_doubt: false,
         }
     }
@@ -147,6 +169,8 @@ impl Surveyor {
         }
         let path = Path::find(&timelines, None)?;
         let (snapshots, mut faults) = self.archive.readable_snapshots().await?;
+        // Before the listings: what is sealed while they are made is no hole in them.
+        let backlog = self.shipping.as_ref().map(Shipping::backlog).unwrap_or_default();
         let index = self.archive.sealed_index().await?;
         self.sealed.retain(|place, _| index.contains_key(place));
         let new = index.iter().filter(|(place, _)| !self.sealed.contains_key(place));
@@ -158,7 +182,7 @@ impl Surveyor {
         let is_unsealed = |place: &BinlogPlace| !self.sealed.contains_key(place);
         let (tails, tail_faults) = self.archive.readable_tails(is_unsealed).await?;
         faults.extend(sealed_faults.into_iter().chain(tail_faults));
-        let holdings = self.with_contents(&path, tails, &mut faults).await?;
+        let holdings = self.with_contents(&path, tails, backlog, &mut faults).await?;
         let all = self.sealed.values().chain(&holdings);
         let binlogs = gaps::on_path(&path, all);
         let window = gaps::window(&path, &snapshots, &binlogs);
@@ -185,6 +209,7 @@ impl Surveyor {
         &mut self,
         path: &Path,
         tails: Vec<StoredBinlog>,
+        mut backlog: BTreeSet<String>,
         faults: &mut Vec<Fault>,
     ) -> anyhow::Result<Vec<Holding>> {
         let mut holdings: Vec<Holding> = tails.iter().map(Holding::from).collect();
@@ -193,12 +218,13 @@ impl Surveyor {
             .map(|h| h.place.clone());
         let mut known = BTreeMap::new();
         self.in_doubt = false;
+        let has_not_begun = self.shipping.as_ref().is_some_and(Shipping::has_not_begun);
+        backlog.extend(self.shipping.as_ref().map(Shipping::backlog).unwrap_or_default());
         for (tail, holding) in tails.iter().zip(&mut holdings) {
             let bytes = tail.bytes();
             let before = self.tails.remove(tail.place()).filter(|t| t.bytes == bytes);
-            let status = self.status.as_ref();
-            let is_being_sealed = status.is_some_and(|s| s.borrow().backlog.contains_key(&tail.place().name));
-            let is_settled = status.is_none() || before.is_some();
+            let is_being_sealed = backlog.contains(&tail.place().name);
+            let is_settled = self.shipping.is_none() || before.is_some() && !has_not_begun;
             let matters = newest.as_ref() != Some(tail.place()) && path.inherited(holding.timeline).is_some() && !is_being_sealed;
             holding.gtids = before.and_then(|t| t.gtids);
             if holding.gtids.is_none() && matters {

@@ -36,8 +36,8 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Exit status:
   0  the agent runs and all is well
-  1  the agent says that something is wrong: it is not healthy, ships off the path, or the archive has an open gap
-     (also any error of this command itself)
+  1  the agent says that something is wrong: it is not healthy, ships off the path, or the archive has an open gap or a
+     record that cannot be read (also any error of this command itself)
   2  no agent answers; what the archive tells is shown
 
 Examples:
@@ -74,7 +74,8 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 
 fn is_degraded(d: &Document) -> bool {
     let has_gap = d.archive.as_ref().is_some_and(|a| a.open_gaps().next().is_some());
-    !d.healthy || d.on_path == Some(false) || has_gap
+    let is_damaged = d.archive.as_ref().is_some_and(|a| !a.faults.is_empty());
+    !d.healthy || d.on_path == Some(false) || has_gap || is_damaged
 }
 
 async fn ask(args: &Args, config: &Config) -> anyhow::Result<Document> {

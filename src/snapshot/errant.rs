@@ -17,7 +17,8 @@ use crate::{
 };
 
 /// What of `executed`, by a replica of the path's last timeline, is in nobody's history. Tails are read only where something may be
-/// known by them alone.
+/// known by them alone. While the history has no binlog, whatever the replica has of other servers is suspected; that costs no
+/// recovery anything, and once a binlog names it, it is part of what a recovery plans anyway.
 ///
 /// # Errors
 /// Where the archive cannot be read. A record that is damaged is passed over: what a binlog holds, its successors name.
