@@ -207,6 +207,11 @@ impl GtidSet {
         self.subtract(&self.subtract(other))
     }
 
+    /// Whether all of it comes from the server `uuid`, whatever the tags.
+    pub fn is_of(&self, uuid: Uuid) -> bool {
+        self.intervals.iter().all(|(tsid, _)| tsid.uuid == uuid)
+    }
+
     pub fn is_subset(&self, other: &GtidSet) -> bool {
         self.subtract(other).is_empty()
     }

@@ -124,7 +124,7 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Result<Decisio
     if tip.server_uuid == claimant.server_uuid {
         return Ok(Decision::Continue(tip.id));
     }
-    let descent = claimant.descent.filter(|d| d.server_uuid == claimant.server_uuid);
+    let descent = claimant.descent.filter(|d| speaks_for(d, claimant));
     if let (None, Some(descent)) = (own, descent) {
         return Ok(Decision::Claim(Claim {
             parent: Some(descent.parent),
@@ -162,6 +162,13 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Result<Decisio
         (None, _, Some(base), None) => claim(base.id, None),
         (_, _, None, None) => Decision::Claim(Claim::root(Reason::UnknownServer, false)),
     })
+}
+
+/// Whether the server is what was recovered then. One that has replicated since, as a rebuilt replica does, has the history of whom it
+/// replicated from.
+fn speaks_for(descent: &Descent, claimant: &Claimant<'_>) -> bool {
+    let since = claimant.gtid_executed.subtract(&descent.branch_set);
+    descent.server_uuid == claimant.server_uuid && since.is_of(claimant.server_uuid)
 }
 
 fn newest_own(timelines: &[Timeline], server_uuid: Uuid) -> Option<&Timeline> {
@@ -214,7 +221,7 @@ pub fn is_primary(timelines: &[Timeline], server_uuid: Uuid) -> bool {
 
 /// Says why a server's transactions are left out by recovery, and what to do; nothing where they are not.
 pub fn warn_if_off_the_path(timelines: &[Timeline], claimant: &Claimant<'_>, own: &Timeline) {
-    let Some(tip) = path::tip(timelines).filter(|tip| tip.id != own.id) else {
+    let Some(tip) = path::tip(timelines).filter(|tip| tip.server_uuid != own.server_uuid) else {
         return;
     };
     let missing = tip.branch_set.subtract(claimant.gtid_executed);
@@ -426,6 +433,14 @@ mod tests {
             );
             assert_eq!(claim.skipped, descent.skipped);
         }
+        // Rebuilt by a recovery, it followed the primary, and is promoted.
+        let followed = first(7);
+        let replica = Claimant {
+            gtid_executed: &followed,
+            ..recovered(Some(&word), false)
+        };
+        let claim = claimed(decide(&timelines, &replica));
+        assert_eq!((claim.reason, claim.branch_set), (Reason::Promotion, followed.clone()));
         // Meanwhile the old primary went on, on a new timeline; the recovered server lacks what it began with, and is adopted all the same.
         timelines.push(Timeline {
             reason: Reason::Recovery,
