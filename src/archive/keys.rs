@@ -67,9 +67,9 @@ impl BinlogPlace {
         format!("{}{MANIFEST_SUFFIX}", self.sealed_key(shard, codec))
     }
 
-    /// The number at the end of the name; 0 where there is none.
+    /// The number that the name ends with.
     pub fn number(&self) -> u64 {
-        self.name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+        binlog_number(&self.name)
     }
 
     pub fn segments_prefix(&self, shard: &Shard) -> String {
@@ -105,8 +105,8 @@ pub fn is_binlog_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= BYTES_MAX && !name.contains('/') && !name.contains(char::is_control)
 }
 
-/// The number that a binlog's name ends with; a server gives them in order.
-pub fn number(name: &str) -> u64 {
+/// The number that a binlog's name ends with, 0 where there is none; a server gives them in order.
+pub fn binlog_number(name: &str) -> u64 {
     name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 

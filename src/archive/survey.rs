@@ -9,7 +9,7 @@ use std::{
 use anyhow::anyhow;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::de::DeserializeOwned;
-use tokio::try_join;
+use tokio::join;
 
 use crate::{
     binlog::gtid::GtidSet,
@@ -104,8 +104,9 @@ impl Archive {
     /// Where the store fails, or where the archive was written by a newer program.
     pub async fn survey(&self) -> anyhow::Result<Survey> {
         let mut faults = Vec::new();
-        let (timelines, snapshots, (mut binlogs, unsealed)) =
-            try_join!(self.survey_timelines(), self.survey_snapshots(), self.survey_sealed())?;
+        let (timelines, snapshots, sealed) = join!(self.survey_timelines(), self.survey_snapshots(), self.survey_sealed());
+        // Of several failures always the same one is told.
+        let (timelines, snapshots, (mut binlogs, unsealed)) = (timelines?, snapshots?, sealed?);
         faults.extend(timelines.1);
         faults.extend(snapshots.1);
         let (tails, tail_faults) = self.survey_tails(&binlogs, unsealed).await?;

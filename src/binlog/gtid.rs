@@ -125,6 +125,11 @@ impl GtidSet {
         }
     }
 
+    /// The servers, or made-up uuids, whose GTIDs are in the set, in order; tags apart.
+    pub fn uuids(&self) -> impl Iterator<Item = Uuid> {
+        self.intervals.iter().map(|(tsid, _)| tsid.uuid)
+    }
+
     /// The largest number from `tsid`.
     pub fn last_of(&self, tsid: Tsid) -> Option<u64> {
         self.of(&tsid).last().map(|i| i.end - 1)
@@ -205,11 +210,6 @@ impl GtidSet {
 
     pub fn intersect(&self, other: &GtidSet) -> GtidSet {
         self.subtract(&self.subtract(other))
-    }
-
-    /// Whether all of it comes from the server `uuid`, whatever the tags.
-    pub fn is_of(&self, uuid: Uuid) -> bool {
-        self.intervals.iter().all(|(tsid, _)| tsid.uuid == uuid)
     }
 
     pub fn is_subset(&self, other: &GtidSet) -> bool {

@@ -346,7 +346,10 @@ impl Splitter {
         } else {
             EVENT_BYTES_MAX
         };
-        if (least as u64..=most).contains(&u64::from(header.len)) {
+        let len = u64::from(header.len);
+        // The position may be what a server says.
+        let ends = self.position.checked_add(len).is_some();
+        if ends && (least as u64..=most).contains(&len) {
             Ok(())
         } else {
             Err(SplitError::Length {
@@ -421,6 +424,15 @@ pub(crate) mod tests {
         }
         splitter.finish()?;
         Ok(events)
+    }
+
+    #[test]
+    fn no_event_ends_where_no_number_goes() {
+        let position = u64::MAX - 10;
+        let mut splitter = Splitter::resume(position, true);
+        let split = splitter.push(&event(kind::QUERY, &[0; 8]), |_| Ok::<(), SplitError>(()));
+        let len = (HEADER_BYTES + 8 + CHECKSUM_BYTES) as u32;
+        assert_eq!(split, Err(SplitError::Length { position, len }));
     }
 
     proptest! {

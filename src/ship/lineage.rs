@@ -2,8 +2,8 @@
 //!
 //! Only a word from outside (Orchestrator's, an operator's), or descent from a recovery, puts a server in the place of the one
 //! that the current timeline names. Without it a server is shipped all the same, so that nothing is lost, on a timeline
-//! that is not adopted. Where it holds all that the current timeline began with, that one is a child of the current timeline: once
-//! the word comes, it is adopted by a child of its own, and nothing has to be shipped again.
+//! that is not adopted. Once the word comes, it claims another one, on the current path, and what it wrote meanwhile is shipped again
+//! there: what an unadopted timeline holds was never judged by the rules of the path.
 
 use anyhow::{Context, bail};
 use tracing::{error, info};
@@ -120,47 +120,47 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Result<Decisio
     let Some(tip) = path::tip(timelines) else {
         return Ok(Decision::Claim(Claim::root(Reason::FirstStart, true)));
     };
-    let own = newest_own(timelines, claimant.server_uuid);
+    let confirmed_by = claimant.word.map(|w| w.text().to_owned());
+    if let Some(word @ Word::Operator { anew: true, .. }) = claimant.word {
+        return Ok(Decision::Claim(Claim {
+            confirmed_by,
+            ..Claim::root(word.reason(), true)
+        }));
+    }
     if tip.server_uuid == claimant.server_uuid {
         return Ok(Decision::Continue(tip.id));
     }
-    let descent = claimant.descent.filter(|d| speaks_for(d, claimant));
-    if let (None, Some(descent)) = (own, descent) {
+    let own = newest_own(timelines, claimant.server_uuid);
+    // A recovered server took history back on purpose: what it descends from is not for sets to say.
+    if let Some(descent) = claimant.descent.filter(|d| speaks_for(d, claimant))
+        && is_first_or_adopts(timelines, own, claimant)?
+    {
         return Ok(Decision::Claim(Claim {
             parent: Some(descent.parent),
             branch_set: descent.branch_set.clone(),
             reason: Reason::Recovery,
             adopted: claimant.standalone || claimant.word.is_some(),
-            confirmed_by: claimant.word.map(|w| w.text().to_owned()),
+            confirmed_by,
             skipped: descent.skipped.clone(),
         }));
     }
-    let base = base(timelines, tip, claimant);
-    let onward = match own {
-        Some(own) => goes_on(timelines, own, base)?.then_some(own),
-        None => None,
-    };
-    let claim = |parent: u32, word: Option<&Word>| {
+    let claim = |parent: u32| {
         Decision::Claim(Claim {
             parent: Some(parent),
             branch_set: claimant.gtid_executed.clone(),
-            reason: word.map_or(Reason::UnknownServer, Word::reason),
-            adopted: word.is_some(),
-            confirmed_by: word.map(|w| w.text().to_owned()),
+            reason: claimant.word.map_or(Reason::UnknownServer, Word::reason),
+            adopted: claimant.word.is_some(),
+            confirmed_by,
             skipped: GtidSet::new(),
         })
     };
-    let anew = matches!(claimant.word, Some(Word::Operator { anew: true, .. }));
-    Ok(match (claimant.word, onward, base, own) {
-        (Some(word), ..) if anew => Decision::Claim(Claim {
-            confirmed_by: Some(word.text().to_owned()),
-            ..Claim::root(word.reason(), true)
-        }),
-        (Some(word), Some(onward), ..) => claim(onward.id, Some(word)),
-        (Some(word), None, Some(base), _) => claim(base.id, Some(word)),
-        (_, _, _, Some(own)) => Decision::Continue(own.id),
-        (None, _, Some(base), None) => claim(base.id, None),
-        (_, _, None, None) => Decision::Claim(Claim::root(Reason::UnknownServer, false)),
+    let base = base(timelines, tip, claimant)?;
+    Ok(match (claimant.word, base, own) {
+        (Some(_), Some(base), _) => claim(base.id),
+        (None, Some(base), None) => claim(base.id),
+        (None, Some(base), Some(own)) if has_replicated_since(own, claimant) => claim(base.id),
+        (_, _, Some(own)) => Decision::Continue(own.id),
+        (_, None, None) => Decision::Claim(Claim::root(Reason::UnknownServer, false)),
     })
 }
 
@@ -168,32 +168,52 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Result<Decisio
 /// replicated from.
 fn speaks_for(descent: &Descent, claimant: &Claimant<'_>) -> bool {
     let since = claimant.gtid_executed.subtract(&descent.branch_set);
-    descent.server_uuid == claimant.server_uuid && since.is_of(claimant.server_uuid)
+    descent.server_uuid == claimant.server_uuid && since.uuids().all(|uuid| uuid == claimant.server_uuid)
 }
 
 fn newest_own(timelines: &[Timeline], server_uuid: Uuid) -> Option<&Timeline> {
     timelines.iter().filter(|t| t.server_uuid == server_uuid).max_by_key(|t| t.id)
 }
 
-/// Whether `own` continues the shard's history: it comes from `base`, or from a recovery, which took history back on purpose.
-fn goes_on(timelines: &[Timeline], own: &Timeline, base: Option<&Timeline>) -> Result<bool, PathError> {
+/// Whether a recovered server has no timeline yet, or one that was not adopted and that it has a word for now.
+fn is_first_or_adopts(timelines: &[Timeline], own: Option<&Timeline>, claimant: &Claimant<'_>) -> Result<bool, PathError> {
+    let Some(own) = own else { return Ok(true) };
     let path = Path::find(timelines, Some(own.id))?;
-    let recovered = path.own_line().first().is_some_and(|t| t.reason == Reason::Recovery);
-    Ok(base.is_some_and(|b| path.holds(b.id)) || recovered && !own.adopted)
+    Ok(claimant.word.is_some() && !own.adopted && path.own_line()[0].reason == Reason::Recovery)
+}
+
+/// Whether the server has executed other servers' transactions since it claimed `own`: then it was a replica in between, and what
+/// it does now does not go on from there.
+fn has_replicated_since(own: &Timeline, claimant: &Claimant<'_>) -> bool {
+    let since = claimant.gtid_executed.subtract(&own.branch_set);
+    own.parent.is_some() && since.uuids().any(|uuid| uuid != claimant.server_uuid)
 }
 
 /// The timeline on the current path that the server descends from: it holds what that one began with, and so can have been its
 /// replica. Where the primary's own agent was quicker than its successor's, the current timeline is the one that began with the
 /// primary's crash, and the successor may lack the last transactions before it: so crashes are gone behind. An operator's
 /// word goes behind everything.
-fn base<'t>(timelines: &'t [Timeline], tip: &'t Timeline, claimant: &Claimant<'_>) -> Option<&'t Timeline> {
-    let mut base = tip;
-    while !base.branch_set.is_subset(claimant.gtid_executed) {
-        let goes_behind = base.reason == Reason::Crash || matches!(claimant.word, Some(Word::Operator { .. }));
-        let parent = base.parent.filter(|_| goes_behind)?;
-        base = timelines.iter().find(|t| t.id == parent)?;
+fn base<'t>(timelines: &'t [Timeline], tip: &'t Timeline, claimant: &Claimant<'_>) -> Result<Option<&'t Timeline>, PathError> {
+    let is_operators = matches!(claimant.word, Some(Word::Operator { .. }));
+    if claimant.gtid_executed.is_empty() || !is_operators && goes_on_alone(timelines, tip, claimant)? {
+        return Ok(None);
     }
-    (!claimant.gtid_executed.is_empty()).then_some(base)
+    let mut base = Some(tip);
+    while let Some(behind) = base.filter(|b| !b.branch_set.is_subset(claimant.gtid_executed)) {
+        let parent = behind.parent.filter(|_| is_operators || behind.reason == Reason::Crash);
+        base = timelines.iter().find(|t| Some(t.id) == parent);
+    }
+    Ok(base)
+}
+
+/// Whether the server is a deposed primary that went on by itself. It holds what its successor began with, and more of its own; a
+/// server that followed the successor holds transactions of that one.
+fn goes_on_alone(timelines: &[Timeline], tip: &Timeline, claimant: &Claimant<'_>) -> Result<bool, PathError> {
+    let path = Path::find(timelines, Some(tip.id))?;
+    let deposed = newest_own(timelines, claimant.server_uuid).is_some_and(|own| path.holds(own.id));
+    let since = claimant.gtid_executed.subtract(&path.own_line()[0].branch_set);
+    let holds_of = |server: Uuid| since.uuids().any(|uuid| uuid == server);
+    Ok(deposed && holds_of(claimant.server_uuid) && !holds_of(tip.server_uuid))
 }
 
 /// The timeline on which the server goes on, claimed if need be, and the timelines with it.
@@ -282,6 +302,11 @@ mod tests {
         format!("{A}:1-{count}").parse().unwrap()
     }
 
+    /// The first `count` transactions of another server.
+    fn of(server: Uuid, count: u64) -> GtidSet {
+        format!("{server}:1-{count}").parse().unwrap()
+    }
+
     fn timeline(id: u32, parent: Option<u32>, server_uuid: Uuid, branch_set: GtidSet, adopted: bool) -> Timeline {
         Timeline {
             format: FORMAT_VERSION,
@@ -354,7 +379,7 @@ mod tests {
 
     /// Orchestrator may answer later than the server is written to.
     #[test]
-    fn an_unconfirmed_server_ships_off_the_path_and_is_adopted_by_a_child_of_its_own() {
+    fn an_unconfirmed_server_ships_off_the_path_and_is_adopted_on_it() {
         let (mut timelines, has) = (vec![timeline(1, None, A, first(0), true)], first(10));
         let claim = claimed(decide(&timelines, &claimant(B, &has, None)));
         assert_eq!(
@@ -365,15 +390,39 @@ mod tests {
         assert_eq!(decide(&timelines, &claimant(B, &has, None)), Ok(Decision::Continue(2)));
         for word in [orchestrator(), operator(false)] {
             let claim = claimed(decide(&timelines, &claimant(B, &has, Some(&word))));
-            assert_eq!((claim.parent, claim.adopted, claim.reason), (Some(2), true, word.reason()));
+            assert_eq!((claim.parent, claim.adopted, claim.reason), (Some(1), true, word.reason()));
         }
     }
 
+    /// A server that was writable for a moment, long ago, went on as a replica.
     #[test]
-    fn a_returned_old_primary_stays_where_it_was_until_it_is_promoted_again() {
-        let (timelines, has, word) = (failed_over(), first(12), orchestrator());
-        assert_eq!(decide(&timelines, &claimant(A, &has, None)), Ok(Decision::Continue(1)));
-        let claim = claimed(decide(&timelines, &claimant(A, &has, Some(&word))));
+    fn a_stale_unconfirmed_timeline_is_not_gone_on_with() {
+        let timelines = [
+            timeline(1, None, A, first(0), true),
+            timeline(2, Some(1), B, first(10), false),
+        ];
+        let mine = first(10).union(&of(B, 3));
+        assert_eq!(decide(&timelines, &claimant(B, &mine, None)), Ok(Decision::Continue(2)));
+        let claim = claimed(decide(&timelines, &claimant(B, &first(50), None)));
+        assert_eq!((claim.parent, claim.adopted), (Some(1), false));
+    }
+
+    #[test]
+    fn a_deposed_primary_is_promoted_again_only_if_it_followed_its_successor() {
+        let (timelines, word) = (failed_over(), orchestrator());
+        let alone = first(12);
+        assert_eq!(decide(&timelines, &claimant(A, &alone, None)), Ok(Decision::Continue(1)));
+        // Orchestrator's word may be from before the failover, and a split may give it to both.
+        assert_eq!(
+            decide(&timelines, &claimant(A, &alone, Some(&word))),
+            Ok(Decision::Continue(1))
+        );
+        let followed = first(12).union(&of(B, 3));
+        for has in [&followed, &first(10)] {
+            let claim = claimed(decide(&timelines, &claimant(A, has, Some(&word))));
+            assert_eq!((claim.parent, claim.adopted), (Some(2), true));
+        }
+        let claim = claimed(decide(&timelines, &claimant(A, &alone, Some(&operator(false)))));
         assert_eq!((claim.parent, claim.adopted), (Some(2), true));
     }
 
@@ -449,6 +498,7 @@ mod tests {
         timelines.push(timeline(3, Some(1), A, first(8), true));
         assert_eq!(decide(&timelines, &recovered(None, false)), Ok(Decision::Continue(2)));
         let claim = claimed(decide(&timelines, &recovered(Some(&word), false)));
-        assert_eq!((claim.parent, claim.adopted), (Some(2), true));
+        assert_eq!((claim.parent, claim.adopted), (Some(1), true));
+        assert_eq!((&claim.branch_set, &claim.skipped), (&descent.branch_set, &descent.skipped));
     }
 }

@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 use crate::{
     archive::{
         gaps,
-        keys::{BinlogPlace, number},
+        keys::{BinlogPlace, binlog_number},
         listing::{Archive, Form, StoredBinlog, covered_end},
         path::Path,
         records::{Ending, Opening, Timeline},
@@ -67,8 +67,8 @@ pub async fn reconcile(
     let mut sealed = archive.sealed_index().await?;
     sealed.retain(|place, _| place.server_uuid == server_uuid);
     // Only what is older than the oldest file can have been purged.
-    let last = files.last().map_or(0, |f| number(&f.name));
-    let may_be_there = |place: &BinlogPlace| is_on_server(place) || number(&place.name) > last;
+    let last = files.last().map_or(0, |f| binlog_number(&f.name));
+    let may_be_there = |place: &BinlogPlace| is_on_server(place) || place.number() > last;
     let mut stored = archive
         .sealed(sealed.iter().filter(|(place, _)| may_be_there(place)).map(|(_, key)| key))
         .await?;
@@ -138,10 +138,10 @@ pub async fn reconcile(
         });
     }
     todo.binlogs.reverse();
-    let first_known = known.iter().map(|place| number(&place.name)).min().unwrap_or(0);
+    let first_known = known.iter().map(BinlogPlace::number).min().unwrap_or(0);
     let is_lost = |b: &&StoredBinlog| {
         let is_tail = matches!(b.form, Form::Tail(_));
-        b.opening.timeline == timeline.id && !known.contains(b.place()) && (is_tail || number(&b.place().name) > first_known)
+        b.opening.timeline == timeline.id && !known.contains(b.place()) && (is_tail || b.place().number() > first_known)
     };
     todo.vanished_label_ns = stored.iter().filter(is_lost).map(|b| b.place().label_ns).max();
     let met_any = newest_met.is_some();

@@ -114,7 +114,7 @@ impl Sealing {
             self.left.read_bytes_at_report = self.read_bytes();
         }
         self.left.binlogs.push_back(work.file.name.clone());
-        self.left.bytes += work.file.bytes;
+        self.left.bytes = self.left.bytes.saturating_add(work.file.bytes);
         self.waiting.push_back(work);
     }
 

@@ -193,7 +193,7 @@ impl Shipper {
         let mut looks = interval(LINEAGE_INTERVAL);
         loop {
             let changed = async {
-                let is_news = |now: &Standing| !now.ships() || now.word().is_some() && now.word() != seen.word();
+                let is_news = |now: &Standing| !now.ships() || now.word().is_some() && seen.word().is_none();
                 standing.wait_for(is_news).await.map(|now| now.ships())
             };
             tokio::select! {

@@ -48,15 +48,19 @@ impl Status {
         self.backlog = closed.iter().map(|b| (b.file.name.clone(), b.file.bytes)).collect();
         let covered = |b: &Unsealed| b.known.as_ref().map_or(0, |(_, covered)| *covered);
         // What was passed without storing it, for it held no transaction, the archive does not show.
+        let known = self
+            .lacking
+            .iter()
+            .chain(&self.live)
+            .filter(|_| self.timeline == Some(timeline));
         let passed = |b: &Unsealed| {
-            let at = self.live.as_ref();
-            let at = at.filter(|(name, _)| self.timeline == Some(timeline) && *name == b.file.name);
+            let at = known.clone().find(|(name, _)| *name == b.file.name);
             at.map_or(0, |(_, position)| *position).min(b.file.bytes)
         };
         let stored = |b: &Unsealed| (b.file.name.clone(), covered(b).max(passed(b)));
         let live = todo.last().map(stored);
-        self.lacking = closed.iter().filter(|b| covered(b) < b.file.bytes).map(stored).collect();
-        self.live = live;
+        let lacking = closed.iter().filter(|b| covered(b) < b.file.bytes).map(stored).collect();
+        (self.lacking, self.live) = (lacking, live);
         self.timeline = Some(timeline);
         self.find_watermark();
     }

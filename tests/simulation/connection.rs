@@ -23,7 +23,7 @@ use mysql_pitr::{
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::server::{FakeServer, StreamInfo};
+use super::server::{FakeServer, State, StreamInfo};
 use crate::support::binlog_writer::SERVER_VERSION;
 
 const HEARTBEAT_PERIOD: Duration = Duration::from_secs(5);
@@ -145,8 +145,16 @@ impl Server for Link {
             Some(inode) if state.inodes[inode].bytes < position as usize => {
                 stream.refused = Some("Client requested source to start replication from position > file size");
             }
+            // The source finds out only while it reads.
+            Some(inode) if !state.is_boundary(inode, position as usize) && self.roll(0..2) == 0 => {
+                stream.refused = Some("bogus data in log event");
+            }
             Some(inode) => {
                 stream.inode = inode;
+                if !state.is_boundary(inode, position as usize) {
+                    let garbage = stream.garbage(&state);
+                    stream.queued.push(garbage);
+                }
                 if position > MAGIC.len() as u64 {
                     stream.queued.push(DumpItem::Format(FormatDescription {
                         server_version: SERVER_VERSION.to_owned(),
@@ -262,6 +270,18 @@ impl BinlogStream for Stream {
 }
 
 impl Stream {
+    /// What a source reads where no event begins: it sends as much as what lies there claims as a length, as far as the file goes.
+    fn garbage(&mut self, state: &State) -> DumpItem {
+        let file = &state.inodes[self.inode];
+        let left = &file.ever[self.position..file.bytes];
+        let claims = left
+            .get(9..13)
+            .map_or(0, |len| u32::from_le_bytes(len.try_into().unwrap()) as usize);
+        let bytes = Bytes::copy_from_slice(&left[..claims.clamp(HEADER_BYTES, left.len().max(HEADER_BYTES)).min(left.len())]);
+        self.position = file.bytes;
+        DumpItem::Bytes { bytes, first: true }
+    }
+
     /// Some bytes of the next event, or of the one that was begun.
     fn part(&mut self) -> Option<DumpItem> {
         let server = self.link.server.clone();

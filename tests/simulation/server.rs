@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, atomic::AtomicBool},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -184,7 +184,8 @@ impl FakeServer {
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        // A panic elsewhere is told as it was, and not as a second one here.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn commit(&self, transactions: usize) {
@@ -463,6 +464,16 @@ impl State {
 
     pub fn bytes_of(&self, t: &Transaction) -> &[u8] {
         &self.inodes[t.inode].ever[t.start..t.end]
+    }
+
+    /// Whether an event begins, or will, at `position`.
+    pub fn is_boundary(&self, inode: usize, position: usize) -> bool {
+        let mut at = MAGIC.len();
+        while at < position {
+            let Some(end) = self.event_end(inode, at) else { break };
+            at = end;
+        }
+        at == position
     }
 
     /// The event at `position`, if it was written.
