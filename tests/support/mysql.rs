@@ -140,7 +140,17 @@ impl Server {
         assert_eq!(timed_out, 0, "not replicated: {gtids}\n{}", self.error_log());
     }
 
-    /// Applies what it has received, forgets its source, and can be written to.
+    /// Waits until a replica whose source is dead has applied all that it has received.
+    pub async fn wait_applied(&self) {
+        self.execute(&["STOP REPLICA IO_THREAD"]).await;
+        let sql = "SELECT COALESCE(received_transaction_set, '') FROM performance_schema.replication_connection_status";
+        let received: Vec<(String,)> = self.root().await.rows(sql).await.unwrap();
+        for (set,) in received {
+            self.wait_executed(&set.replace('\n', "").parse().unwrap()).await;
+        }
+    }
+
+    /// Forgets its source, and can be written to.
     pub async fn promote(&mut self) {
         self.read_only = false;
         self.execute(&["STOP REPLICA", "RESET REPLICA ALL", "SET GLOBAL read_only = OFF"])
