@@ -133,7 +133,7 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Result<Decisio
     }
     let own = newest_own(timelines, claimant.server_uuid);
     // A recovered server took history back on purpose: what it descends from is not for sets to say.
-    if let Some(descent) = claimant.descent.filter(|d| d.server_uuid == claimant.server_uuid)
+    if let Some(descent) = claimant.descent.filter(|d| speaks_for(d, claimant))
         && is_first_or_adopts(timelines, own, claimant)?
     {
         return Ok(Decision::Claim(Claim {
@@ -163,6 +163,13 @@ pub fn decide(timelines: &[Timeline], claimant: &Claimant<'_>) -> Result<Decisio
         (_, _, Some(own)) => Decision::Continue(own.id),
         (_, None, None) => Decision::Claim(Claim::root(Reason::UnknownServer, false)),
     })
+}
+
+/// Whether the server is what was recovered then. One that has replicated since, as a rebuilt replica does, has the history of whom it
+/// replicated from.
+fn speaks_for(descent: &Descent, claimant: &Claimant<'_>) -> bool {
+    let since = claimant.gtid_executed.subtract(&descent.branch_set);
+    descent.server_uuid == claimant.server_uuid && since.uuids().all(|uuid| uuid == claimant.server_uuid)
 }
 
 fn newest_own(timelines: &[Timeline], server_uuid: Uuid) -> Option<&Timeline> {
@@ -484,6 +491,14 @@ mod tests {
             );
             assert_eq!(claim.skipped, descent.skipped);
         }
+        // Rebuilt by a recovery, it followed the primary, and is promoted.
+        let followed = first(7);
+        let replica = Claimant {
+            gtid_executed: &followed,
+            ..recovered(Some(&word), false)
+        };
+        let claim = claimed(decide(&timelines, &replica));
+        assert_eq!((claim.reason, claim.branch_set), (Reason::Promotion, followed.clone()));
         // Meanwhile the old primary went on, on a new timeline; the recovered server lacks what it began with, and is adopted all the same.
         timelines.push(Timeline {
             reason: Reason::Recovery,

@@ -111,7 +111,7 @@ pub async fn reconcile(
             newest_met = newest_met.or(Some(found.opening.timeline));
             known.insert(found.place().clone());
         }
-        // A server gives a name twice only when it begins anew.
+        // A server gives a name twice when it begins anew, or after its data folder was put back: then older binlogs are still there.
         if identity.is_some() && found.is_none() && namesakes.iter().any(|b| b.opening.timeline == timeline.id) {
             warn!(binlog = %file.name, "the server has another binlog under the name of one that was shipped: its history was replaced");
             todo.history_was_replaced = true;
@@ -158,6 +158,7 @@ pub async fn reconcile(
     };
     todo.vanished_label_ns = stored.iter().filter(is_lost).map(|b| b.place().label_ns).max();
     let met_any = newest_met.is_some();
+    todo.history_was_replaced &= !met_any;
     if met_any && newest_met == Some(timeline.id) || todo.history_was_replaced {
         todo.faults = faults;
         return Ok(todo);

@@ -58,6 +58,8 @@ pub struct Round {
     pub vanished_label_ns: Option<i64>,
     /// The disk that the server writes its binlogs to is nearly full.
     pub short_of_disk: bool,
+    /// Whether this round gave a binlog its place.
+    pub has_opened: bool,
 }
 
 impl Round {
@@ -149,7 +151,8 @@ impl Round {
         // Not what it was when the round began: a RESET since then forgets what a clone or a recovery brought.
         let purged = self.server.look().await?.gtid_purged;
         let mut opening = identity.opening(self.timeline.id, place, &purged);
-        if self.crashed || self.vanished_label_ns.is_some() {
+        let branches = self.crashed || self.vanished_label_ns.is_some();
+        if branches {
             self.branch_after_crash(&opening.held_before).await?;
             opening.timeline = self.timeline.id;
         }
@@ -161,9 +164,11 @@ impl Round {
             self.patience(),
         )
         .await?;
-        // What it says of itself may show a gap.
-        self.snapshot_wanted.notify_one();
         info!(binlog = name, timeline = opening.timeline, fingerprint = %opening.fingerprint, "opened a binlog in the archive");
+        // Before the first one of a round there may be a gap, and a child may inherit none of its parent's snapshots.
+        if !std::mem::replace(&mut self.has_opened, true) || branches {
+            self.snapshot_wanted.notify_one();
+        }
         Ok(opening)
     }
 
@@ -185,8 +190,6 @@ impl Round {
                 claim_timeline(&self.archive, &timelines, self.server_uuid, claim).await?
             }
         };
-        // Of its parent's snapshots it may inherit none.
-        self.snapshot_wanted.notify_one();
         (self.crashed, self.vanished_label_ns) = (false, None);
         Ok(())
     }

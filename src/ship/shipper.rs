@@ -168,6 +168,7 @@ impl Shipper {
             crashed: todo.ending_before == Some(Ending::Crash),
             vanished_label_ns: todo.vanished_label_ns,
             short_of_disk,
+            has_opened: false,
         };
         self.status.send_modify(|s| s.begins(round.timeline.id, &todo.binlogs));
         let live = todo.binlogs.pop().context("the server has no binlog; is log_bin on?")?;

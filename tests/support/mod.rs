@@ -17,6 +17,7 @@ pub mod mysql;
 pub mod node;
 pub mod orchestrator;
 pub mod proxy;
+pub mod shard;
 pub mod shipped;
 pub mod story;
 pub mod truth;

@@ -17,6 +17,7 @@ use mysql_pitr::{
 };
 use nix::unistd::geteuid;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 /// A busy machine with two cores takes its time.
 pub const START_TIMEOUT: Duration = Duration::from_secs(120);
@@ -36,6 +37,8 @@ pub struct Server {
     pub datadir: PathBuf,
     pub socket: PathBuf,
     pub port: u16,
+    /// Whether it is read-only from its next start on.
+    pub read_only: bool,
     options: Vec<String>,
     dir: TempDir,
 }
@@ -55,7 +58,7 @@ impl Server {
             .await
             .unwrap();
         prepare(&datadir);
-        let server = Server::start_in(dir, datadir, options).await;
+        let server = Server::start_in(dir, datadir, options, false).await;
         let mut root = server.root().await;
         for sql in [
             "SET sql_log_bin = 0".to_owned(),
@@ -63,6 +66,8 @@ impl Server {
             "GRANT REPLICATION SLAVE, REPLICATION CLIENT, BACKUP_ADMIN, PROCESS, SHOW VIEW ON *.* TO mysql_pitr@localhost"
                 .to_owned(),
             "GRANT SELECT ON performance_schema.* TO mysql_pitr@localhost".to_owned(),
+            format!("CREATE USER replica@'%' IDENTIFIED BY '{PASSWORD}'"),
+            "GRANT REPLICATION SLAVE ON *.* TO replica@'%'".to_owned(),
             "INSTALL PLUGIN clone SONAME 'mysql_clone.so'".to_owned(),
         ] {
             root.execute(&sql).await.unwrap();
@@ -72,15 +77,93 @@ impl Server {
 
     /// A server on data that is there already, such as a recovered one's.
     pub async fn start_on(datadir: &Path, options: &[&str]) -> Server {
-        Server::start_in(tempfile::tempdir().unwrap(), datadir.to_owned(), options).await
+        Server::start_in(tempfile::tempdir().unwrap(), datadir.to_owned(), options, false).await
     }
 
-    async fn start_in(dir: TempDir, datadir: PathBuf, options: &[&str]) -> Server {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+    /// A read-only server that begins with this one's data, and has a server_uuid of its own.
+    pub async fn start_clone(&self, options: &[&str]) -> Server {
+        let dir = tempfile::tempdir().unwrap();
+        let datadir = dir.path().join("data");
+        self.clone_into(&datadir).await;
+        Server::start_in(dir, datadir, options, true).await
+    }
+
+    /// Gives a stopped server the data of `source` in place of its own, under its old server_uuid, as MySQL's remote clone does.
+    pub async fn rebuild_from(&mut self, source: &Server) {
+        let identity = self.datadir.join("auto.cnf");
+        let uuid = fs::read(&identity).unwrap();
+        fs::remove_dir_all(&self.datadir).unwrap();
+        source.clone_into(&self.datadir).await;
+        fs::write(identity, uuid).unwrap();
+        self.read_only = true;
+        self.run().await;
+    }
+
+    /// The data folder of a stopped server.
+    pub fn copy_data_to(&self, folder: &Path) {
+        copy_folder(&self.datadir, folder);
+    }
+
+    /// The data of a stopped server is what it was when it was copied.
+    pub fn put_data_back(&self, folder: &Path) {
+        fs::remove_dir_all(&self.datadir).unwrap();
+        fs::create_dir(&self.datadir).unwrap();
+        copy_folder(folder, &self.datadir);
+    }
+
+    async fn clone_into(&self, datadir: &Path) {
+        self.execute(&[&format!("CLONE LOCAL DATA DIRECTORY = '{}'", datadir.display())])
+            .await;
+    }
+
+    /// Becomes a read-only replica of `source`.
+    pub async fn replicate_from(&mut self, source: &Server) {
+        self.read_only = true;
+        let port = source.port;
+        self.execute(&[
+            "SET GLOBAL read_only = ON",
+            "STOP REPLICA",
+            &format!(
+                "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = {port}, SOURCE_USER = 'replica', \
+                 SOURCE_PASSWORD = '{PASSWORD}', SOURCE_AUTO_POSITION = 1, GET_SOURCE_PUBLIC_KEY = 1, SOURCE_CONNECT_RETRY = 1"
+            ),
+            "START REPLICA",
+        ])
+        .await;
+    }
+
+    /// Waits until it has executed all of `gtids`.
+    pub async fn wait_executed(&self, gtids: &GtidSet) {
+        let timeout_secs = START_TIMEOUT.as_secs();
+        let sql = format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{gtids}', {timeout_secs})");
+        let (timed_out,): (u64,) = self.root().await.one(&sql).await.unwrap();
+        assert_eq!(timed_out, 0, "not replicated: {gtids}\n{}", self.error_log());
+    }
+
+    /// Waits until a replica whose source is dead has applied all that it has received.
+    pub async fn wait_applied(&self) {
+        self.execute(&["STOP REPLICA IO_THREAD"]).await;
+        let sql = "SELECT COALESCE(received_transaction_set, '') FROM performance_schema.replication_connection_status";
+        let received: Vec<(String,)> = self.root().await.rows(sql).await.unwrap();
+        for (set,) in received {
+            self.wait_executed(&set.replace('\n', "").parse().unwrap()).await;
+        }
+    }
+
+    /// Forgets its source, and can be written to.
+    pub async fn promote(&mut self) {
+        self.read_only = false;
+        self.execute(&["STOP REPLICA", "RESET REPLICA ALL", "SET GLOBAL read_only = OFF"])
+            .await;
+    }
+
+    pub async fn uuid(&self) -> Uuid {
+        let (uuid,): (String,) = self.root().await.one("SELECT @@GLOBAL.server_uuid").await.unwrap();
+        uuid.parse().unwrap()
+    }
+
+    async fn start_in(dir: TempDir, datadir: PathBuf, options: &[&str], read_only: bool) -> Server {
+        let port = free_port();
         let socket = dir.path().join("s");
         let options = options.iter().map(|o| (*o).to_owned()).collect();
         let mut server = Server {
@@ -88,6 +171,7 @@ impl Server {
             datadir,
             socket,
             port,
+            read_only,
             options,
             dir,
         };
@@ -107,6 +191,9 @@ impl Server {
             "--max-allowed-packet=1G".into(),
         ]);
         arguments.extend(self.options.iter().cloned());
+        if self.read_only {
+            arguments.push("--read-only=ON".into());
+        }
         let mut process = Mysqld::spawn(&mysqld(), &arguments, &self.dir.path().join("error.log")).unwrap();
         process
             .wait_ready(&self.root_endpoint(), START_TIMEOUT)
@@ -179,6 +266,25 @@ impl Server {
     pub fn error_log(&self) -> String {
         fs::read_to_string(self.dir.path().join("error.log")).unwrap_or_default()
     }
+}
+
+pub fn copy_folder(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let (entry, kind) = entry.map(|e| (e.path(), e.file_type().unwrap())).unwrap();
+        let copy = to.join(entry.file_name().unwrap());
+        if kind.is_dir() {
+            fs::create_dir(&copy).unwrap();
+            copy_folder(&entry, &copy);
+        } else {
+            fs::copy(&entry, &copy).unwrap();
+        }
+    }
+}
+
+/// One that nobody listens on at this moment.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 fn base(datadir: &Path) -> Vec<String> {

@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::mysql::{PASSWORD, Server, mysqld};
+use super::mysql::{PASSWORD, Server, copy_folder, mysqld};
 
 pub const SHARD: &str = "test-shard";
 /// For anything that a healthy agent does within a second or two.
@@ -54,7 +54,12 @@ impl Node {
 
     /// For another server of the same shard.
     pub fn beside(&self, server: &Server) -> Node {
-        Node::with_archive(server, tempfile::tempdir().unwrap(), self.archive_dir.clone(), "")
+        self.beside_with(server, "")
+    }
+
+    /// The same, with further lines of TOML.
+    pub fn beside_with(&self, server: &Server, extra: &str) -> Node {
+        Node::with_archive(server, tempfile::tempdir().unwrap(), self.archive_dir.clone(), extra)
     }
 
     fn with_archive(server: &Server, dir: TempDir, archive_dir: PathBuf, extra: &str) -> Node {
@@ -309,19 +314,6 @@ pub fn peak_memory_bytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let kib = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).unwrap() {
-        let (entry, kind) = entry.map(|e| (e.path(), e.file_type().unwrap())).unwrap();
-        let copy = to.join(entry.file_name().unwrap());
-        if kind.is_dir() {
-            fs::create_dir(&copy).unwrap();
-            copy_folder(&entry, &copy);
-        } else {
-            fs::copy(&entry, &copy).unwrap();
-        }
-    }
 }
 
 pub fn path_text(path: &Path) -> &str {

@@ -50,12 +50,7 @@ impl Story {
     /// Any number of statements, in a session of their own, which has ended when this returns: the server may log the end of
     /// its temporary tables after the client has gone.
     pub async fn run(&self, sql: &str) {
-        let mut session = self.server.root().await;
-        let (id,): (u64,) = session.one("SELECT CONNECTION_ID()").await.unwrap();
-        session.execute_within(sql, START_TIMEOUT).await.unwrap();
-        session.close().await;
-        let has_ended = format!("SELECT COUNT(*) = 0 FROM performance_schema.threads WHERE processlist_id = {id}");
-        wait_until(&self.server, &has_ended, 1).await;
+        run(&self.server, sql).await;
     }
 
     /// Something of one transaction happens, so that there is a moment to come back to.
@@ -65,18 +60,7 @@ impl Story {
 
     /// What the server holds after `sql`, which must be one transaction.
     pub async fn moment_by(&self, sql: &str) -> Moment {
-        let before = self.server.gtid_executed().await;
-        self.run(sql).await;
-        let mut session = self.server.root().await;
-        let gtids = session.gtid_executed().await.unwrap();
-        let fresh = gtids.subtract(&before);
-        assert_eq!(fresh.count(), 1, "`{sql}` made the transactions {fresh}");
-        Moment {
-            gtid: fresh.to_string(),
-            truth: truth(&mut session).await,
-            objects: objects(&mut session).await,
-            gtids,
-        }
+        moment_on(&self.server, sql).await
     }
 
     /// When the archive says that `moment`'s transaction was committed.
@@ -137,6 +121,31 @@ impl Story {
     pub async fn end(self) {
         self.agent.assert_quiet();
         self.agent.stop().await;
+    }
+}
+
+async fn run(server: &Server, sql: &str) {
+    let mut session = server.root().await;
+    let (id,): (u64,) = session.one("SELECT CONNECTION_ID()").await.unwrap();
+    session.execute_within(sql, START_TIMEOUT).await.unwrap();
+    session.close().await;
+    let has_ended = format!("SELECT COUNT(*) = 0 FROM performance_schema.threads WHERE processlist_id = {id}");
+    wait_until(server, &has_ended, 1).await;
+}
+
+/// What `server` holds after `sql`, which must be one transaction.
+pub async fn moment_on(server: &Server, sql: &str) -> Moment {
+    let before = server.gtid_executed().await;
+    run(server, sql).await;
+    let mut session = server.root().await;
+    let gtids = session.gtid_executed().await.unwrap();
+    let fresh = gtids.subtract(&before);
+    assert_eq!(fresh.count(), 1, "`{sql}` made the transactions {fresh}");
+    Moment {
+        gtid: fresh.to_string(),
+        truth: truth(&mut session).await,
+        objects: objects(&mut session).await,
+        gtids,
     }
 }
 
