@@ -48,7 +48,11 @@ impl Status {
         self.backlog = closed.iter().map(|b| (b.file.name.clone(), b.file.bytes)).collect();
         let covered = |b: &Unsealed| b.known.as_ref().map_or(0, |(_, covered)| *covered);
         // What was passed without storing it, for it held no transaction, the archive does not show.
-        let known = self.lacking.iter().chain(&self.live).filter(|_| self.timeline == Some(timeline));
+        let known = self
+            .lacking
+            .iter()
+            .chain(&self.live)
+            .filter(|_| self.timeline == Some(timeline));
         let passed = |b: &Unsealed| {
             let at = known.clone().find(|(name, _)| *name == b.file.name);
             at.map_or(0, |(_, position)| *position).min(b.file.bytes)

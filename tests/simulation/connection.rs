@@ -274,7 +274,9 @@ impl Stream {
     fn garbage(&mut self, state: &State) -> DumpItem {
         let file = &state.inodes[self.inode];
         let left = &file.ever[self.position..file.bytes];
-        let claims = left.get(9..13).map_or(0, |len| u32::from_le_bytes(len.try_into().unwrap()) as usize);
+        let claims = left
+            .get(9..13)
+            .map_or(0, |len| u32::from_le_bytes(len.try_into().unwrap()) as usize);
         let bytes = Bytes::copy_from_slice(&left[..claims.clamp(HEADER_BYTES, left.len().max(HEADER_BYTES)).min(left.len())]);
         self.position = file.bytes;
         DumpItem::Bytes { bytes, first: true }
