@@ -8,7 +8,7 @@ use std::{
     io::{self, Write},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -20,6 +20,8 @@ mod support;
 
 #[path = "simulation/connection.rs"]
 mod connection;
+#[path = "simulation/failover.rs"]
+mod failover;
 #[path = "simulation/oracle.rs"]
 mod oracle;
 #[path = "simulation/server.rs"]
@@ -65,8 +67,15 @@ impl FormatTime for Virtual {
     }
 }
 
+/// The two kinds of worlds.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    OneServer,
+    Failovers,
+}
+
 /// What was wrong with `seed`, if something was.
-fn run(seed: u64, story: Option<&Story>) -> Result<(), String> {
+fn run(kind: Kind, seed: u64, story: Option<&Story>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -83,7 +92,10 @@ fn run(seed: u64, story: Option<&Story>) -> Result<(), String> {
                     .finish();
                 tracing::subscriber::set_default(subscriber)
             });
-            world::run(seed).await
+            match kind {
+                Kind::OneServer => world::run(seed).await,
+                Kind::Failovers => failover::run(seed).await,
+            }
         })
     }));
     match ended {
@@ -98,9 +110,9 @@ fn run(seed: u64, story: Option<&Story>) -> Result<(), String> {
 }
 
 /// As [`run`], with everything that happened.
-fn tell(seed: u64) -> (Result<(), String>, String) {
+fn tell(kind: Kind, seed: u64) -> (Result<(), String>, String) {
     let story = Story::default();
-    let ended = run(seed, Some(&story));
+    let ended = run(kind, seed, Some(&story));
     let text = String::from_utf8(story.0.lock().unwrap().clone()).unwrap();
     (ended, text)
 }
@@ -113,9 +125,18 @@ fn number(variable: &str) -> Option<u64> {
 
 #[test]
 fn whatever_happens_the_archive_is_the_servers_history() {
-    let _alone = ALONE.lock();
+    try_all(Kind::OneServer);
+}
+
+#[test]
+fn whoever_is_promoted_the_path_is_the_last_ones_history() {
+    try_all(Kind::Failovers);
+}
+
+fn try_all(kind: Kind) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(seed) = number("MYSQL_PITR_SEED") {
-        let (ended, story) = tell(seed);
+        let (ended, story) = tell(kind, seed);
         println!("{story}");
         assert_eq!(ended, Ok(()), "seed {seed}");
         return;
@@ -130,7 +151,7 @@ fn whatever_happens_the_archive_is_the_servers_history() {
                     if seed >= seeds {
                         break;
                     }
-                    if let Err(fault) = run(seed, None) {
+                    if let Err(fault) = run(kind, seed, None) {
                         failures.lock().unwrap().push((seed, fault));
                     }
                 }
@@ -140,7 +161,7 @@ fn whatever_happens_the_archive_is_the_servers_history() {
     let mut failures = failures.into_inner().unwrap();
     failures.sort();
     if let Some((seed, fault)) = failures.first() {
-        let (_, story) = tell(*seed);
+        let (_, story) = tell(kind, *seed);
         let lines: Vec<&str> = story.lines().collect();
         println!("{}", lines[lines.len().saturating_sub(STORY_LINES)..].join("\n"));
         let all: Vec<String> = failures.iter().map(|(seed, fault)| format!("seed {seed}: {fault}")).collect();
@@ -155,11 +176,14 @@ fn whatever_happens_the_archive_is_the_servers_history() {
 /// A seed that cannot be replayed would be worth little.
 #[test]
 fn a_seed_is_the_same_story_every_time() {
-    let _alone = ALONE.lock();
-    for seed in 0..5 {
-        let ((_, once), (_, again)) = (tell(seed), tell(seed));
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for (kind, seed) in [Kind::OneServer, Kind::Failovers]
+        .into_iter()
+        .flat_map(|kind| (0..5).map(move |seed| (kind, seed)))
+    {
+        let ((_, once), (_, again)) = (tell(kind, seed), tell(kind, seed));
         let differs = once.lines().zip(again.lines()).find(|(a, b)| a != b);
-        assert_eq!(differs, None, "seed {seed}");
-        assert_eq!(once.lines().count(), again.lines().count(), "seed {seed}");
+        assert_eq!(differs, None, "{kind:?}, seed {seed}");
+        assert_eq!(once.lines().count(), again.lines().count(), "{kind:?}, seed {seed}");
     }
 }

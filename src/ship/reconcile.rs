@@ -96,6 +96,9 @@ pub async fn reconcile(
         history_was_replaced: false,
         faults: Vec::new(),
     };
+    let shipped_any = stored
+        .iter()
+        .any(|b| is_on_server(b.place()) && line.contains(&b.opening.timeline));
     let (mut newest_met, mut known) = (None, BTreeSet::new());
     for file in files.iter().rev() {
         let is_namesake = |b: &&StoredBinlog| b.place().name == file.name && (!took_over || line.contains(&b.opening.timeline));
@@ -126,7 +129,9 @@ pub async fn reconcile(
             todo.ending_before = Some(if was_cut { Ending::Crash } else { manifest.ending });
             break;
         }
-        if took_over && found.is_none() && !todo.binlogs.is_empty() {
+        // Whether the server's history is still the same is told by what was shipped of it: that is looked for first.
+        let may_end = newest_met.is_some() || !shipped_any;
+        if took_over && may_end && found.is_none() && !todo.binlogs.is_empty() {
             if lacking.is_none() {
                 lacking = Some(lacking_before(archive, &path, state, &mut faults).await?);
             }

@@ -183,6 +183,37 @@ impl FakeServer {
         })
     }
 
+    /// Cloned from this one before its first commit.
+    pub fn replica(&self, seed: u64) -> Arc<FakeServer> {
+        let replica = FakeServer::start(seed, self.clock.clone());
+        let mut state = replica.state();
+        state.foreign = self.state().foreign.clone();
+        (state.executed, state.folder) = (state.foreign.clone(), Vec::new());
+        state.new_file();
+        drop(state);
+        replica
+    }
+
+    /// Applies the next transactions of `source`.
+    pub fn replicate(&self, source: &FakeServer, transactions: usize) {
+        let now_us = self.clock.now_us();
+        let has = self.state().executed.clone();
+        let lacks: Vec<Gtid> = source
+            .state()
+            .history
+            .iter()
+            .map(|t| t.gtid)
+            .filter(|g| !has.contains(g))
+            .collect();
+        let mut state = self.state();
+        lacks
+            .into_iter()
+            .take(transactions)
+            .for_each(|gtid| state.write(gtid, now_us));
+        drop(state);
+        self.changed.send_replace(());
+    }
+
     pub fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere is told as it was, and not as a second one here.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -210,7 +241,7 @@ impl FakeServer {
     }
 
     /// Takes back the last `lost` transactions, as far as they lie in the newest file.
-    pub fn kill(&self, lost: usize) {
+    pub fn kill(&self, lost: usize, archived: impl Fn(&Inode) -> usize) {
         let mut state = self.state();
         let live = *state.folder.last().unwrap();
         for _ in 0..lost {
@@ -221,7 +252,8 @@ impl FakeServer {
             state.inodes[live].bytes = transaction.start;
         }
         // Where nothing is left that could be recognised, it looks like a RESET.
-        if !state.folder.iter().any(|i| state.inodes[*i].has_transactions()) {
+        let is_known = |i: &usize| state.inodes[*i].has_transactions() && archived(&state.inodes[*i]) > 0;
+        if !state.folder.iter().any(is_known) {
             state.replaced += 1;
         }
         state.forget_the_lost();
@@ -404,11 +436,15 @@ impl State {
     }
 
     fn commit(&mut self, now_us: i64) {
-        let commit_us = now_us.max(self.last_commit_us + 1);
-        self.last_commit_us = commit_us;
         let next = (1..).map(|gno| Gtid::new(self.uuid, Tag::NONE, gno));
         let free = self.history.last().map_or(1, |t| t.gtid.gno);
         let gtid = next.skip(free as usize - 1).find(|g| !self.executed.contains(g)).unwrap();
+        self.write(gtid, now_us);
+    }
+
+    fn write(&mut self, gtid: Gtid, now_us: i64) {
+        let commit_us = now_us.max(self.last_commit_us + 1);
+        self.last_commit_us = commit_us;
         let random = &mut self.random;
         let rows: Vec<Vec<u8>> = (0..random.random_range(1..4))
             .map(|_| {
@@ -464,6 +500,11 @@ impl State {
 
     pub fn bytes_of(&self, t: &Transaction) -> &[u8] {
         &self.inodes[t.inode].ever[t.start..t.end]
+    }
+
+    /// Whether this server has this very transaction.
+    pub fn committed(&self, gtid: Gtid, bytes: &[u8]) -> bool {
+        self.history.iter().any(|t| t.gtid == gtid && self.bytes_of(t) == bytes)
     }
 
     /// Whether an event begins, or will, at `position`.

@@ -46,7 +46,7 @@ const SNAPSHOT_DATA: &[u8] = b"data";
 /// As the daemon's.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 /// The agent's longest waits: a store's call, its patience with a PUT, the pause between two rounds; then some.
-const RECOVERS_WITHIN: Duration = Duration::from_secs(150);
+pub const RECOVERS_WITHIN: Duration = Duration::from_secs(150);
 /// i12: a connection that is not read for longer keeps the server from purging.
 const UNREAD_MAX: Duration = Duration::from_secs(100);
 /// i11: four segments, one streamed, one sealed, one record; of the round that ends and the one that begins.
@@ -55,26 +55,25 @@ const WRITES_AT_ONCE_MAX: usize = 14;
 /// What became of a run.
 pub type Outcome = anyhow::Result<()>;
 
-struct Agent {
-    task: JoinHandle<()>,
-    snapshots: JoinHandle<()>,
-    watching: JoinHandle<()>,
-    stop: watch::Sender<bool>,
-    store: FaultyStore,
-    link: Link,
+pub struct Agent {
+    pub task: JoinHandle<()>,
+    /// Its other tasks, and who watches it.
+    pub beside: Vec<JoinHandle<()>>,
+    pub stop: watch::Sender<bool>,
+    pub store: FaultyStore,
+    pub link: Link,
 }
 
 impl Agent {
     /// The process is gone at once, with its connections and threads.
-    fn kill(self) {
+    pub fn kill(self) {
         self.store.kill();
         self.link.kill();
         self.task.abort();
-        self.snapshots.abort();
-        self.watching.abort();
+        self.beside.iter().for_each(JoinHandle::abort);
     }
 
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         self.stop.send_replace(true);
         let _ = timeout(STOP_PATIENCE, &mut self.task).await;
         self.kill();
@@ -128,12 +127,7 @@ impl World {
         let clock = FakeClock::begin();
         let server = FakeServer::start(random.random(), clock.clone());
         let memory = MemoryStore::default();
-        let settings = Settings {
-            flush_interval: Duration::from_millis(*[100, 1000].choose(&mut random).unwrap()),
-            segment_bytes: *[2_000, 65_536, 8 << 20].choose(&mut random).unwrap(),
-            backlog_workers: random.random_range(1..=4),
-            codec: *[Codec::None, Codec::Gzip, Codec::Zstd].choose(&mut random).unwrap(),
-        };
+        let settings = some_settings(&mut random);
         info!(target: "sim", ?settings);
         let mut world = World {
             store: FaultyStore::new(Arc::new(memory.clone()), random.random()),
@@ -201,13 +195,13 @@ impl World {
         let snapshots = tokio::spawn(take_snapshots(
             shipper.archive.clone(),
             link.clone(),
+            watch::Sender::new(standing(true)).subscribe(),
             shipper.snapshot_wanted.clone(),
         ));
         info!(target: "sim", "agent: starts");
         self.agent = Some(Agent {
             task: tokio::spawn(async move { shipper.run(stopped).await }),
-            snapshots,
-            watching,
+            beside: vec![snapshots, watching],
             stop,
             store,
             link,
@@ -241,7 +235,8 @@ impl World {
             53..57 => {
                 let lost = self.random.random_range(0..4);
                 info!(target: "sim", "server: is killed, and loses {lost}");
-                self.server.kill(lost);
+                let stored = Stored::look(&self.memory, &self.shard);
+                self.server.kill(lost, |file| stored.end_of(file));
                 info!(target: "sim", "server: has {}", self.server.state().executed);
             }
             57..58 => {
@@ -322,32 +317,7 @@ impl World {
     }
 
     fn new_weather(&mut self) {
-        let calm = Faults {
-            latency_ms_max: 20,
-            ..Faults::default()
-        };
-        let faults = match self.random.random_range(0..6) {
-            0 | 1 => Faults {
-                before: 50,
-                after: 50,
-                throttle: 50,
-                stale: 100,
-                ..calm
-            },
-            2 => Faults {
-                before: 300,
-                after: 300,
-                hang: 100,
-                throttle: 200,
-                stale: 500,
-                latency_ms_max: 2000,
-            },
-            3 => Faults { before: 1000, ..calm },
-            4 => Faults { hang: 1000, ..calm },
-            _ => calm,
-        };
-        let breaks = *[0, 5, 50, 300].choose(&mut self.random).unwrap();
-        info!(target: "sim", ?faults, breaks, "the weather changes");
+        let (faults, breaks) = some_weather(&mut self.random);
         self.store.set(faults);
         self.link.set_breaks(breaks);
     }
@@ -391,12 +361,52 @@ impl World {
         let timelines = archive.timelines().await?;
         oracle::timelines_have_causes(&timelines, &self.server)?;
         oracle::no_byte_is_wrong(&archive, &self.memory, &self.server).await?;
-        oracle::the_path_is_the_servers_history(&archive, &self.server).await?;
+        oracle::the_path_is_the_servers_history(&archive, &self.server, &[]).await?;
         oracle::closed_binlogs_are_sealed(&Stored::look(&self.memory, &self.shard), &self.server)?;
         oracle::nothing_was_changed(&self.memory)?;
         ensure!(self.agent.as_ref().is_some_and(|a| !a.task.is_finished()), "the agent died");
         Ok(())
     }
+}
+
+pub fn some_settings(random: &mut SmallRng) -> Settings {
+    Settings {
+        flush_interval: Duration::from_millis(*[100, 1000].choose(random).unwrap()),
+        segment_bytes: *[2_000, 65_536, 8 << 20].choose(random).unwrap(),
+        backlog_workers: random.random_range(1..=4),
+        codec: *[Codec::None, Codec::Gzip, Codec::Zstd].choose(random).unwrap(),
+    }
+}
+
+/// What the store does, and how many of 1000 reads from the server break.
+pub fn some_weather(random: &mut SmallRng) -> (Faults, u32) {
+    let calm = Faults {
+        latency_ms_max: 20,
+        ..Faults::default()
+    };
+    let faults = match random.random_range(0..6) {
+        0 | 1 => Faults {
+            before: 50,
+            after: 50,
+            throttle: 50,
+            stale: 100,
+            ..calm
+        },
+        2 => Faults {
+            before: 300,
+            after: 300,
+            hang: 100,
+            throttle: 200,
+            stale: 500,
+            latency_ms_max: 2000,
+        },
+        3 => Faults { before: 1000, ..calm },
+        4 => Faults { hang: 1000, ..calm },
+        _ => calm,
+    };
+    let breaks = *[0, 5, 50, 300].choose(random).unwrap();
+    info!(target: "sim", ?faults, breaks, "the weather changes");
+    (faults, breaks)
 }
 
 /// i3: what the agent says is durable, is, and it never takes that back.
@@ -407,7 +417,7 @@ async fn watch_watermark(
     shard: Shard,
     fault: Arc<Mutex<Option<String>>>,
 ) {
-    let mut last: Option<(String, usize, u64)> = None;
+    let mut last: Option<(String, (usize, u32), u64)> = None;
     while status.changed().await.is_ok() {
         let Some((name, position)) = status.borrow_and_update().durable.clone() else {
             continue;
@@ -425,34 +435,37 @@ async fn watch_watermark(
             ));
         }
         let namesakes = state.inodes.iter().filter(|i| i.name == name).count();
-        // Of what a crash took back nothing is stored for the server any more.
-        let has_bytes = state.find(&name).map_or(0, |inode| state.inodes[inode].bytes as u64);
-        drop(state);
-        if let Some((before, count, at)) = &last
-            && (before, *count) == (&name, namesakes)
-            && (position + 1..=has_bytes).contains(at)
+        let era = (namesakes, state.replaced);
+        // Of what a crash took back nothing is stored for the server any more, and of what needs no storing nothing is lost.
+        let file = state.find(&name).map(|inode| &state.inodes[inode]);
+        let is_kept = |at: u64| file.is_some_and(|f| at <= f.bytes as u64 && f.needs_storing_before(at));
+        if let Some((before, era_before, at)) = &last
+            && (before, *era_before) == (&name, era)
+            && position < *at
+            && is_kept(*at)
         {
             wrong = Some(format!("i3: the watermark of {name} went back from {at} to {position}"));
         }
+        drop(state);
         if let Some(wrong) = wrong {
             fault.lock().unwrap().get_or_insert(wrong);
         }
-        last = Some((name, namesakes, position));
+        last = Some((name, era, position));
     }
 }
 
 /// Stands in for the agent's other task: a path without a snapshot gets one.
-async fn take_snapshots(archive: Archive, link: Link, wanted: Arc<Notify>) {
+pub async fn take_snapshots(archive: Archive, link: Link, standing: watch::Receiver<Standing>, wanted: Arc<Notify>) {
     loop {
         wanted.notified().await;
-        while let Err(e) = take_first(&archive, &link).await {
+        while let Err(e) = take_first(&archive, &link, &standing).await {
             info!(target: "sim", "snapshots: {e:#}");
             sleep(Duration::from_secs(5)).await;
         }
     }
 }
 
-async fn take_first(archive: &Archive, link: &Link) -> anyhow::Result<()> {
+async fn take_first(archive: &Archive, link: &Link, standing: &watch::Receiver<Standing>) -> anyhow::Result<()> {
     let state = link.look().await?;
     let timelines = archive.timelines().await?;
     let Some(tip) = path::tip(&timelines).filter(|t| t.server_uuid == state.server_uuid) else {
@@ -462,12 +475,13 @@ async fn take_first(archive: &Archive, link: &Link) -> anyhow::Result<()> {
     if archive.snapshots().await?.iter().any(|s| path.has(s)) {
         return Ok(());
     }
-    let timeline = timeline_of(archive, link, &standing(true)).await?.id;
+    let seen = standing.borrow().clone();
+    let timeline = timeline_of(archive, link, &seen).await?.id;
     let gtids = link.look().await?.gtid_executed;
     let replaced = link.server.state().replaced;
     // What `take` does not notice either: a RESET between those two looks.
     ensure!(
-        timeline_of(archive, link, &standing(true)).await?.id == timeline,
+        timeline_of(archive, link, &seen).await?.id == timeline,
         "the timeline changed meanwhile"
     );
     ensure!(replaced == link.server.state().replaced, "the history changed meanwhile");
