@@ -130,6 +130,11 @@ impl GtidSet {
         self.of(&tsid).last().map(|i| i.end - 1)
     }
 
+    /// The servers that it has transactions of.
+    pub fn uuids(&self) -> impl Iterator<Item = Uuid> {
+        self.intervals.iter().map(|(tsid, _)| tsid.uuid)
+    }
+
     /// Only what comes from none of these servers.
     pub fn without(&self, uuids: &HashSet<Uuid>) -> GtidSet {
         let others = self.intervals.iter().filter(|(tsid, _)| !uuids.contains(&tsid.uuid));

@@ -19,7 +19,7 @@ use mysql_pitr::{
 use rand::{Rng, SeedableRng, rngs::SmallRng, seq::IndexedRandom};
 use tokio::{
     sync::{Notify, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tracing::info;
 
@@ -52,7 +52,7 @@ fn standing(is_writable: bool, confirmed: bool) -> Standing {
     Standing {
         role: if is_writable { Role::Primary } else { Role::Replica },
         confirmed_by: confirmed.then(|| "orchestrator".to_owned()),
-        is_writable,
+        writable: Some(is_writable),
         takes_snapshots: is_writable,
         ..Standing::default()
     }
@@ -130,7 +130,19 @@ impl Failovers {
     fn start_agent(&mut self, node: usize) {
         let (store, link) = (self.nodes[node].store.another(), self.nodes[node].link.another());
         let (stop, stopped) = watch::channel(false);
+        // Orchestrator answers at once, and says what it said.
+        let (ask_again, orchestrator) = (Arc::new(Notify::new()), self.nodes[node].standing.clone());
+        tokio::spawn({
+            let asked = ask_again.clone();
+            async move {
+                loop {
+                    asked.notified().await;
+                    orchestrator.send_modify(|s| s.confirmed_at = s.confirmed_by.as_ref().map(|_| Instant::now()));
+                }
+            }
+        });
         let shipper = Shipper {
+            ask_again: ask_again.clone(),
             archive: self.archive(Arc::new(store.clone())),
             server: Arc::new(link.clone()),
             standing: self.nodes[node].standing.subscribe(),
@@ -161,7 +173,7 @@ impl Failovers {
         let count = *[1, 1, 2, 3, 10].choose(&mut self.random).unwrap();
         match self.random.random_range(0..100) {
             0..35 => self.commit(primary, count),
-            35..42 if self.nodes[1 - primary].standing.borrow().is_writable => {
+            35..42 if self.nodes[1 - primary].standing.borrow().is_writable() => {
                 self.nodes[1 - primary].diverged = true;
                 self.commit(1 - primary, count);
             }
@@ -199,7 +211,7 @@ impl Failovers {
 
     fn replicate(&self, transactions: usize) {
         let (from, to) = (&self.nodes[self.primary], &self.nodes[1 - self.primary]);
-        if !to.diverged && !to.standing.borrow().is_writable {
+        if !to.diverged && !to.standing.borrow().is_writable() {
             to.server.replicate(&from.server, transactions);
             info!(target: "sim", node = 1 - self.primary, "server: replicated, has {}", to.server.state().executed);
         }
@@ -235,7 +247,8 @@ impl Failovers {
     /// The other server takes over: after a switchover that loses nothing, or because the primary is dead, or only seems so.
     fn promote(&mut self) {
         let (old, new) = (self.primary, 1 - self.primary);
-        let planned = !self.nodes[new].diverged && !self.nodes[new].standing.borrow().is_writable && self.random.random_bool(0.4);
+        let planned =
+            !self.nodes[new].diverged && !self.nodes[new].standing.borrow().is_writable() && self.random.random_bool(0.4);
         if planned {
             self.replicate(usize::MAX);
         }
