@@ -311,7 +311,8 @@ pub fn peak_memory_bytes(pid: u32) -> Option<u64> {
     Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+/// Into a folder that is there.
+pub fn copy_folder(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let (entry, kind) = entry.map(|e| (e.path(), e.file_type().unwrap())).unwrap();
         let copy = to.join(entry.file_name().unwrap());
