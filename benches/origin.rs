@@ -174,7 +174,10 @@ impl Restored {
         const LOOK_INTERVAL: Duration = Duration::from_millis(100);
         let mut session = self.server.root().await;
         let began = Instant::now();
-        while !self.all.is_subset(&session.gtid_executed().await.expect("what the server executed")) {
+        while !self
+            .all
+            .is_subset(&session.gtid_executed().await.expect("what the server executed"))
+        {
             assert!(began.elapsed() < PATIENCE, "the replica is not complete within {PATIENCE:?}");
             sleep(LOOK_INTERVAL).await;
         }

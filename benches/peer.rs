@@ -94,7 +94,10 @@ pub async fn pipe(origin: &mut Origin, options: &[&str]) -> Duration {
         .expect("mysql runs");
     let took = began.elapsed();
     let reader = reader.wait().await.expect("mysqlbinlog ends");
-    assert!(client.success() && reader.success(), "mysqlbinlog ended with {reader}, mysql with {client}");
+    assert!(
+        client.success() && reader.success(),
+        "mysqlbinlog ended with {reader}, mysql with {client}"
+    );
     restored.stop_complete().await;
     took
 }

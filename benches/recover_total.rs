@@ -32,7 +32,8 @@ pub async fn run(scale: Scale) -> Row {
         .details(json!({
             "data_bytes": rows * ROW_BYTES, "binlog_bytes": origin.binlog_bytes(), "binlogs": origin.binlogs.len(),
             "transactions": origin.transactions(), "rows": fill::DESCRIPTION, "phases": recovery.report["phases"],
-            "cpu_s": recovery.used.cpu_s, "peak_rss_mib": recovery.used.peak_bytes >> 20,
+            "cpu_s": recovery.used.cpu_s, "servers_cpu_s": recovery.used.children_cpu_s,
+            "peak_rss_mib": recovery.used.peak_bytes >> 20,
         }))
 }
 

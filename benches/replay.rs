@@ -18,7 +18,7 @@ use crate::{
 const REPETITIONS: usize = 3;
 /// The pipe takes minutes, and hardly varies.
 const PIPE_REPETITIONS: usize = 1;
-const SMALL_TRANSACTIONS: u64 = 60_000;
+const SMALL_TRANSACTIONS: u64 = 40_000;
 /// Several of them, as where a server has run for a while.
 const SMALL_BINLOGS: &str = "--max-binlog-size=32M";
 const AIM_TIMES_DEFAULT: f64 = 18.0;
@@ -105,9 +105,7 @@ pub async fn against_replica(origin: &mut Origin) -> Row {
 
 /// One binlog of large events, against a replica; and the memory that `recover` takes for it.
 pub async fn large(scale: Scale) -> Vec<Row> {
-    let rows = scale.bytes(LARGE_BYTES) / ROW_BYTES;
-    let change = async |server: &Server| write_large(server, rows).await;
-    let mut origin = Origin::make(&["--max-binlog-size=1G"], create_large, change).await;
+    let mut origin = large_origin(scale).await;
     assert_eq!(origin.binlogs.len(), 1, "{:?}", origin.binlogs);
     let (own, native) = in_turn(&mut origin).await;
     let mb_per_s = |times: Vec<f64>| Sample::of(times.iter().map(|s| origin.binlog_bytes() as f64 / MB / s).collect());
@@ -122,6 +120,12 @@ pub async fn large(scale: Scale) -> Vec<Row> {
     let memory = Row::against("replay_large_rss", (peak_mib, "MiB"), ("aim", AIM_RSS_MIB), Better::Lower)
         .aim(format!("at most {AIM_RSS_MIB} MiB"), peak_mib <= AIM_RSS_MIB);
     vec![speed, memory]
+}
+
+async fn large_origin(scale: Scale) -> Origin {
+    let rows = scale.bytes(LARGE_BYTES) / ROW_BYTES;
+    let change = async |server: &Server| write_large(server, rows).await;
+    Origin::make(&["--max-binlog-size=1G"], create_large, change).await
 }
 
 async fn in_turn(origin: &mut Origin) -> (Vec<Recovery>, Vec<Duration>) {
@@ -149,6 +153,7 @@ fn details(own: &[Recovery]) -> Value {
     json!({
         "replay_s": Sample::of(replay_s(own)),
         "cpu_s": own.iter().map(|r| r.used.cpu_s).collect::<Vec<_>>(),
+        "servers_cpu_s": own.iter().map(|r| r.used.children_cpu_s).collect::<Vec<_>>(),
         "peak_rss_mib": own.iter().map(|r| r.used.peak_bytes >> 20).max(),
         "phases": own.last().map(|r| &r.report["phases"]),
     })

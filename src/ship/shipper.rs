@@ -1,6 +1,6 @@
 //! Round after round, until the agent is told to stop.
 
-use std::{future::pending, path::Path, sync::Arc, thread::available_parallelism, time::Duration};
+use std::{future::pending, num::NonZero, path::Path, sync::Arc, thread::available_parallelism, time::Duration};
 
 use anyhow::{Context, bail};
 use tokio::{
@@ -233,8 +233,7 @@ impl Shipper {
 
     /// Where the disk is nearly full, closed binlogs are left alone: the server could not purge what is being read.
     fn sealing(&self, closed: Vec<ToSeal>, short_of_disk: bool) -> (Sealing, mpsc::UnboundedSender<ToSeal>) {
-        // Half of the processors are left to the live binlog and to the server.
-        let processors = available_parallelism().map_or(1, |n| n.get().div_ceil(2));
+        let processors = available_parallelism().map_or(1, NonZero::get);
         let sealer = Sealer {
             archive: self.archive.clone(),
             server: self.server.clone(),
