@@ -60,7 +60,8 @@ impl Recovery {
 }
 
 impl Origin {
-    /// `prepare` writes what the snapshot is to hold, `change` what is to be replayed.
+    /// `prepare` writes what the snapshot is to hold, `change` what is to be replayed. Neither rotates: a binlog without a
+    /// transaction would not be sealed.
     pub async fn make(options: &[&str], prepare: impl AsyncFnOnce(&Server), change: impl AsyncFnOnce(&Server)) -> Origin {
         let server = Server::start(&[&OPTIONS, options].concat()).await;
         server
