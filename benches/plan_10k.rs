@@ -38,7 +38,8 @@ pub async fn run(scale: Scale) -> Vec<Row> {
         command
             .args(["--config", path_text(&config), "recover", "--latest", "--dry-run"])
             .env("MYSQL_PITR_MYSQL_PASSWORD", "none")
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let (took, used) = machine::run(&mut command).await;
         times_s.push(took.as_secs_f64());
         peak_bytes = peak_bytes.max(used.peak_bytes);
