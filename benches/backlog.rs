@@ -58,6 +58,7 @@ impl Backlog {
         agent.stop().await;
         let seen = server.root().await.binary_logs().await.expect("the server's binlogs").len();
         fill::fill(&server, scale.bytes(BYTES)).await;
+        server.execute(&["FLUSH BINARY LOGS"]).await;
         let mut binlogs = server.root().await.binary_logs().await.expect("the server's binlogs");
         // The first that is not sealed was open during the outage; the last one still is.
         binlogs.pop();

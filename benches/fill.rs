@@ -67,7 +67,7 @@ const STATES: [&str; 4] = ["paid", "packed", "shipped", "returned"];
 pub const DESCRIPTION: &str = "a shop's orders: rows of about 330 bytes (words, numbers, times, JSON, a random token of 16 bytes), \
     inserted 50 at a time, changed 50 at a time and one by one, full row images";
 
-/// Writes until the server's binlogs have grown by `bytes`, then rotates.
+/// Writes until the server's binlogs have grown by `bytes`.
 pub async fn fill(server: &Server, bytes: u64) {
     server
         .execute(&[
@@ -84,7 +84,6 @@ pub async fn fill(server: &Server, bytes: u64) {
         writers.spawn(write(session, number, goal));
     }
     writers.join_all().await;
-    server.execute(&["FLUSH BINARY LOGS"]).await;
 }
 
 async fn binlog_bytes(session: &mut Session) -> u64 {

@@ -76,6 +76,22 @@ pub async fn run(server: &Server, duration: Duration) -> Vec<Commit> {
     clients.join_all().await.concat()
 }
 
+/// Runs so many transactions, as fast as they go.
+pub async fn write(server: &Server, transactions: u64) {
+    let first_seed = 1 + RUNS.fetch_add(1, Ordering::Relaxed) * CLIENTS;
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        let mut client = Client::connect(&server.root_endpoint()).await.expect("a client connects");
+        clients.spawn(async move {
+            let mut rng = StdRng::seed_from_u64(first_seed + number);
+            for _ in 0..transactions / CLIENTS {
+                transaction(&mut client, &mut rng, number).await;
+            }
+        });
+    }
+    clients.join_all().await;
+}
+
 /// As sysbench has it: a change of an indexed column, one of another column, and a row that is deleted and comes back.
 async fn transaction(client: &mut Client, rng: &mut StdRng, number: u64) -> Commit {
     let mut id = || number * ROWS_PER_CLIENT + rng.random_range(0..ROWS_PER_CLIENT);
@@ -133,7 +149,13 @@ pub fn spread_ms(ms: &[f64]) -> Value {
     })
 }
 
-/// For the details.
+const TRANSACTION: &str = "sysbench oltp_write_only";
+
+/// For the details: of [`run`], and of [`write()`].
 pub fn description() -> Value {
-    json!({"clients": CLIENTS, "transactions_per_s": TRANSACTIONS_PER_S, "transaction": "sysbench oltp_write_only"})
+    json!({"clients": CLIENTS, "transactions_per_s": TRANSACTIONS_PER_S, "transaction": TRANSACTION})
+}
+
+pub fn writing() -> Value {
+    json!({"clients": CLIENTS, "rows": CLIENTS * ROWS_PER_CLIENT, "transaction": TRANSACTION})
 }

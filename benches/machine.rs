@@ -24,17 +24,20 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Usage {
     pub cpu_s: f64,
+    /// Of the processes that it started and that have ended.
+    pub children_cpu_s: f64,
     pub peak_bytes: u64,
 }
 
 /// None once the process has ended.
 pub fn usage(pid: u32) -> Option<Usage> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything; utime and stime are the 12th and 13th field after it.
+    // The name, in parentheses, may hold anything; utime, stime, cutime and cstime are the 12th to 15th field after it.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
     Some(Usage {
         cpu_s: (ticks(11)? + ticks(12)?) / TICKS_PER_S,
+        children_cpu_s: (ticks(13)? + ticks(14)?) / TICKS_PER_S,
         peak_bytes: peak_memory_bytes(pid)?,
     })
 }

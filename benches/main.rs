@@ -1,4 +1,5 @@
-//! `make bench`: what shipping costs and how fast it is, measured against a real MySQL server, in turn with what people use today.
+//! `make bench`: what shipping and recovering cost and how fast they are, measured against real MySQL servers, in turn with what
+//! people use today.
 //!
 //! Each bench is a function that gives lines of the report; a new one is a line in [`BENCHES`] and an arm in `Suite::run`.
 
@@ -6,7 +7,11 @@ mod backlog;
 mod fill;
 mod load;
 mod machine;
+mod origin;
 mod peer;
+mod plan_10k;
+mod recover_total;
+mod replay;
 mod report;
 mod s3;
 mod ship_backlog;
@@ -23,10 +28,11 @@ mod support;
 use std::{env, path::Path, process::ExitCode, time::Duration};
 
 use backlog::Backlog;
+use origin::Origin;
 use report::Row;
 
 /// All of them, in the order in which they run.
-const BENCHES: [&str; 7] = [
+const BENCHES: [&str; 12] = [
     "ship_lag_p99",
     "ship_overhead",
     "ship_backlog",
@@ -34,6 +40,11 @@ const BENCHES: [&str; 7] = [
     "ship_rss_transaction",
     "ship_rss_compressed",
     "ship_rss_event",
+    "replay_vs_mysqlbinlog",
+    "replay_vs_native",
+    "replay_large",
+    "recover_total",
+    "plan_10k",
 ];
 const REPORT: &str = "target/bench/report.json";
 /// Makes everything smaller, to try something out: 0.1 is a tenth of the bytes and of the time.
@@ -52,8 +63,12 @@ impl Scale {
         Scale(scale.unwrap_or_else(|| panic!("{SCALE_VARIABLE} is `{text}`, which is no positive number")))
     }
 
+    pub fn count(self, count: u64) -> u64 {
+        (count as f64 * self.0) as u64
+    }
+
     pub fn bytes(self, bytes: u64) -> u64 {
-        (bytes as f64 * self.0) as u64
+        self.count(bytes)
     }
 
     pub fn duration(self, duration: Duration) -> Duration {
@@ -65,6 +80,7 @@ impl Scale {
 struct Suite {
     scale: Scale,
     backlog: Option<Backlog>,
+    small: Option<Origin>,
 }
 
 impl Suite {
@@ -75,12 +91,28 @@ impl Suite {
         self.backlog.as_ref().expect("it was just prepared")
     }
 
+    /// Small transactions behind a snapshot.
+    async fn small(&mut self) -> &mut Origin {
+        if self.small.is_none() {
+            self.small = Some(replay::small(self.scale).await);
+        }
+        self.small.as_mut().expect("it was just made")
+    }
+
     async fn run(&mut self, name: &str) -> Vec<Row> {
         match name {
             "ship_lag_p99" => ship_lag::run(self.scale).await,
             "ship_overhead" => ship_overhead::run(self.scale).await,
             "ship_backlog" => ship_backlog::run(self.backlog().await).await,
             "ship_rss_backlog" => vec![ship_rss::backlog(self.backlog().await).await],
+            "replay_vs_mysqlbinlog" => replay::against_pipe(self.small().await).await,
+            "replay_vs_native" => vec![replay::against_replica(self.small().await).await],
+            "replay_large" => {
+                self.small = None;
+                replay::large(self.scale).await
+            }
+            "recover_total" => vec![recover_total::run(self.scale).await],
+            "plan_10k" => plan_10k::run(self.scale).await,
             other => vec![ship_rss::case(other, self.scale).await],
         }
     }
@@ -105,6 +137,7 @@ async fn run(names: impl Iterator<Item = &&'static str>) {
     let mut suite = Suite {
         scale: Scale::from_environment(),
         backlog: None,
+        small: None,
     };
     let mut rows = Vec::new();
     for name in names {

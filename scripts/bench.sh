@@ -31,5 +31,10 @@ export MYSQL_PITR_MYSQLBINLOG
     echo "bench.sh: no mysqlbinlog here to compare with; hint: install MySQL's clients, or set MYSQL_PITR_MYSQLBINLOG" >&2
     exit 1
 }
+# Recoveries are compared with `mysqlbinlog | mysql`.
+[[ -x $(dirname "$MYSQL_PITR_MYSQLBINLOG")/mysql ]] || {
+    echo "bench.sh: no mysql beside $MYSQL_PITR_MYSQLBINLOG; hint: set MYSQL_PITR_MYSQLBINLOG to one that lies beside the client" >&2
+    exit 1
+}
 
 exec cargo bench --quiet "${bench[@]}" -- "$@"

@@ -50,6 +50,8 @@ pub struct Round {
     pub status: watch::Sender<Status>,
     pub server_uuid: Uuid,
     pub timeline: Timeline,
+    /// The newest timeline of the server. Where it goes on from an older one, that one's child was claimed by an agent that died.
+    pub newest: u32,
     /// A binlog that was killed in the middle lies before the next one that is opened.
     pub crashed: bool,
     /// As in [`super::Shipper`].
@@ -151,7 +153,8 @@ impl Round {
         // Not what it was when the round began: a RESET since then forgets what a clone or a recovery brought.
         let purged = self.server.look().await?.gtid_purged;
         let mut opening = identity.opening(self.timeline.id, place, &purged);
-        let branches = self.crashed || self.vanished_label_ns.is_some();
+        let is_behind = self.timeline.id != self.newest;
+        let branches = self.crashed || is_behind || self.vanished_label_ns.is_some();
         if branches {
             self.branch_after_crash(&opening.held_before).await?;
             opening.timeline = self.timeline.id;
@@ -190,6 +193,7 @@ impl Round {
                 claim_timeline(&self.archive, &timelines, self.server_uuid, claim).await?
             }
         };
+        self.newest = self.timeline.id;
         (self.crashed, self.vanished_label_ns) = (false, None);
         Ok(())
     }
@@ -213,6 +217,9 @@ impl Round {
         // One that cannot be read may be of this timeline.
         let is_used = !faults.is_empty() || !tail_faults.is_empty();
         let is_used = is_used || sealed.iter().chain(&tails).any(|b| b.opening.timeline == child.id);
+        // A snapshot may hold what was taken back since.
+        let (snapshots, snapshot_faults) = self.archive.readable_snapshots().await?;
+        let is_used = is_used || !snapshot_faults.is_empty() || snapshots.iter().any(|s| s.timeline == child.id);
         Ok((!is_used).then(|| child.clone()))
     }
 }

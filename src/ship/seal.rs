@@ -173,7 +173,7 @@ pub struct Sealer {
     pub server: SharedServer,
     pub catalog: Arc<Catalog>,
     pub codec: Codec,
-    /// How many may compute at a time: the live binlog, and the server beside the agent, need processors as well.
+    /// As many compute at a time: more would only take turns, and take the live binlog's and the server's.
     pub processors: Arc<Semaphore>,
     /// Of all binlogs, so far.
     pub read_bytes: Arc<AtomicU64>,

@@ -1,6 +1,6 @@
 //! Round after round, until the agent is told to stop.
 
-use std::{collections::BTreeSet, future::pending, sync::Arc, thread::available_parallelism, time::Duration};
+use std::{collections::BTreeSet, future::pending, num::NonZero, sync::Arc, thread::available_parallelism, time::Duration};
 
 use anyhow::Context;
 use tokio::{
@@ -164,6 +164,7 @@ impl Shipper {
             status: self.status.clone(),
             snapshot_wanted: self.snapshot_wanted.clone(),
             server_uuid: timeline.server_uuid,
+            newest: timeline.id,
             timeline,
             crashed: todo.ending_before == Some(Ending::Crash),
             vanished_label_ns: todo.vanished_label_ns,
@@ -301,8 +302,7 @@ impl Shipper {
 
     /// Where the disk is nearly full, closed binlogs are left alone: the server could not purge what is being read.
     fn sealing(&self, closed: Vec<ToSeal>, short_of_disk: bool) -> (Sealing, mpsc::UnboundedSender<ToSeal>) {
-        // Half of the processors are left to the live binlog and to the server.
-        let processors = available_parallelism().map_or(1, |n| n.get().div_ceil(2));
+        let processors = available_parallelism().map_or(1, NonZero::get);
         let sealer = Sealer {
             archive: self.archive.clone(),
             server: self.server.clone(),

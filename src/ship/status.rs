@@ -85,8 +85,7 @@ impl Status {
 
     pub fn segment_stored(&mut self, timeline: u32, name: &str, end: u64, stored_bytes: u64) {
         self.timeline = Some(timeline);
-        self.live = Some((name.to_owned(), end));
-        self.find_watermark();
+        self.reaches(name, end);
         self.durable_at_us = Some(clock::now_us());
         self.segments_stored += 1;
         self.stored_bytes += stored_bytes;

@@ -289,8 +289,14 @@ impl Failovers {
         if tip.server_uuid == primary.server.state().uuid {
             return Ok(());
         }
+        let path = path::Path::find(&timelines, None)?;
+        let (own, since) = (primary.server.state().uuid, state.subtract(&path.own_line()[0].branch_set));
+        // A deposed primary that went on by itself needs an operator's word.
+        let is_alone = path.timelines().iter().any(|t| t.server_uuid == own)
+            && since.uuids().any(|uuid| uuid == own)
+            && since.uuids().all(|uuid| uuid != tip.server_uuid);
         ensure!(
-            !tip.branch_set.is_subset(&state),
+            is_alone || !tip.branch_set.is_subset(&state),
             "the confirmed server {state} holds what timeline {} began with, and did not claim its successor",
             tip.id
         );
