@@ -179,7 +179,8 @@ impl Torture {
             Event::CutStore => {
                 let archive = &self.shard.primary.node.archive_dir;
                 fs::rename(archive, &self.elsewhere).unwrap();
-                self.commits(self.random.random_range(50..300)).await;
+                let more = self.random.random_range(50..300);
+                self.commits(more).await;
                 fs::rename(&self.elsewhere, archive).unwrap();
             }
             Event::LockStore => {
@@ -187,7 +188,8 @@ impl Torture {
                 let archive = self.shard.primary.node.archive_dir.clone();
                 fs::rename(&archive, &self.elsewhere).unwrap();
                 fs::write(&archive, "").unwrap();
-                self.commits(self.random.random_range(50..300)).await;
+                let more = self.random.random_range(50..300);
+                self.commits(more).await;
                 fs::remove_file(&archive).unwrap();
                 fs::rename(&self.elsewhere, &archive).unwrap();
             }
@@ -215,7 +217,8 @@ impl Torture {
         self.shard.replica.server.wait_applied().await;
         self.shard.promote().await;
         self.promoted().await;
-        self.commits(self.random.random_range(20..200)).await;
+        let more = self.random.random_range(20..200);
+        self.commits(more).await;
 
         // Whether it comes back as it was, before somebody sees to it, or not.
         let old = &mut self.shard.replica.server;

@@ -109,7 +109,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     });
     info!(shard = %config.shard, store = archive.store.url(), server = %endpoint.address, "the agent runs");
     let counts = Arc::new(SnapshotCounts::default());
-    let monitoring = monitor::start(Parts {
+    let (monitoring, views) = monitor::start(Parts {
         config,
         archive: &archive,
         endpoint: &endpoint,
@@ -125,6 +125,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         endpoint,
         settings: snapshot_settings(config),
         wanted: shipper.snapshot_wanted.clone(),
+        views,
         standing: roles.subscribe(),
     };
     tokio::spawn({

@@ -64,15 +64,16 @@ pub struct Parts<'p> {
     pub snapshots: Arc<SnapshotCounts>,
 }
 
-/// Starts to look, and to answer where the configuration says so. It ends when what is returned is dropped.
-pub async fn start(parts: Parts<'_>) -> JoinSet<()> {
+/// Starts to look, and to answer where the configuration says so. It ends when the tasks are dropped; what is seen is returned, too.
+pub async fn start(parts: Parts<'_>) -> (JoinSet<()>, watch::Receiver<Option<ArchiveView>>) {
     let mut tasks = JoinSet::new();
     let (view_sender, views) = watch::channel(None);
     let surveyor = Surveyor::new(parts.archive.clone(), parts.status.clone());
     tasks.spawn(surveyor.run(view_sender));
     let Some(address) = parts.config.http.listen else {
-        return tasks;
+        return (tasks, views);
     };
+    let seen = views.clone();
     let monitor = Arc::new(Monitor {
         shard: parts.config.shard.to_string(),
         store: parts.archive.store.url().to_owned(),
@@ -88,7 +89,7 @@ pub async fn start(parts: Parts<'_>) -> JoinSet<()> {
     let sampling = monitor.clone();
     tasks.spawn(async move { sampling.sampler.run().await });
     http::start(address, monitor, &mut tasks).await;
-    tasks
+    (tasks, seen)
 }
 
 impl Monitor {

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     archive::{
-        gaps::{self, Holding},
+        gaps::{self, Gap, Holding},
         listing::Archive,
         path::{self, Path},
     },
@@ -27,7 +27,7 @@ use crate::{
     support::{hint::render, progress::Progress, retry::Backoff},
 };
 
-use super::monitor::SnapshotCounts;
+use super::{document::ArchiveView, monitor::SnapshotCounts};
 
 /// Between attempts to make the newest moment recoverable.
 fn retry_window() -> Backoff {
@@ -42,11 +42,13 @@ pub(super) struct Snapshots {
     pub settings: take::Settings,
     /// Told by the shipper whenever the recoverable window may have ended.
     pub wanted: Arc<Notify>,
+    /// What the survey saw: it has read the tails, right behind which there may be a gap.
+    pub views: watch::Receiver<Option<ArchiveView>>,
     pub standing: watch::Receiver<Standing>,
 }
 
 impl Snapshots {
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let mut looks = interval(request::POLL_INTERVAL);
         let (mut seen, mut swept) = (None, false);
         // When to see whether the newest moment can be recovered, if there is a doubt.
@@ -54,6 +56,11 @@ impl Snapshots {
         loop {
             tokio::select! {
                 () = self.wanted.notified() => (window_due, backoff) = (Some(Instant::now()), retry_window()),
+                Ok(()) = self.views.changed() => {
+                    if window_due.is_none() && !self.seen_gaps().is_empty() {
+                        (window_due, backoff) = (Some(Instant::now()), retry_window());
+                    }
+                }
                 _ = looks.tick() => {}
             }
             let standing = self.standing.borrow().clone();
@@ -102,11 +109,16 @@ impl Snapshots {
         let path = Path::find(&timelines, None)?;
         let binlogs = self.archive.binlogs().await?;
         let holdings: Vec<Holding> = binlogs.iter().map(Holding::from).collect();
-        let window = gaps::window(&path, &self.archive.snapshots().await?, &gaps::on_path(&path, &holdings));
-        if window.from_us.is_some() {
+        let snapshots = self.archive.snapshots().await?;
+        let window = gaps::window(&path, &snapshots, &gaps::on_path(&path, &holdings));
+        let serving = gaps::serving(&path, &snapshots);
+        let mut open = self.seen_gaps();
+        open.retain(|gap| !serving.iter().any(|s| gap.gtids.is_subset(&s.gtids_before)));
+        if window.from_us.is_some() && open.is_empty() {
             return Ok(true);
         }
-        for gap in window.open_gaps() {
+        open.extend(window.open_gaps().cloned());
+        for gap in open {
             error!(
                 binlog = %gap.before_binlog, timeline = gap.timeline, gtids = %gap.gtids,
                 "the archive has a gap: these transactions were purged before they were shipped; a snapshot follows"
@@ -123,6 +135,11 @@ impl Snapshots {
             );
         }
         Ok(false)
+    }
+
+    fn seen_gaps(&self) -> Vec<Gap> {
+        let view = self.views.borrow();
+        view.iter().flat_map(ArchiveView::open_gaps).cloned().collect()
     }
 
     async fn requested(&self, standing: &Standing, seen: &mut Option<String>) -> anyhow::Result<()> {
