@@ -23,6 +23,7 @@ use std::{
 
 use client::Client;
 use mysql_pitr::{
+    archive::path,
     binlog::gtid::{Gtid, GtidSet},
     mysql::endpoint::Endpoint,
 };
@@ -243,7 +244,13 @@ impl Torture {
     async fn promoted(&self) {
         self.shard.tell_orchestrator();
         self.primary.send_replace(self.shard.primary.server.root_endpoint());
-        // A successor that never wrote anything is not to be told from nobody.
+        // A successor that hands over again before anybody knows of it is not to be told from nobody.
+        let (uuid, archive) = (self.shard.primary.server.uuid().await, self.shard.primary.node.archive());
+        eventually("the new primary has the path", async || {
+            let timelines = archive.timelines().await.unwrap();
+            path::tip(&timelines).is_some_and(|tip| tip.server_uuid == uuid)
+        })
+        .await;
         self.commits(1).await;
     }
 }

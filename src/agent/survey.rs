@@ -30,7 +30,7 @@ use crate::{
 use super::document::ArchiveView;
 
 const INTERVAL: Duration = Duration::from_secs(60);
-/// While the archive has no history yet, and until the first look succeeded.
+/// While the archive has no history yet, until the first look succeeded, and where the next one will know more.
 const INTERVAL_AT_FIRST: Duration = Duration::from_secs(2);
 /// At most this part of the time is spent on looking.
 const REST_PER_LOOK: u32 = 20;
@@ -46,6 +46,8 @@ pub struct Surveyor {
     archive: Archive,
     sealed: BTreeMap<BinlogPlace, Holding>,
     tails: BTreeMap<BinlogPlace, Tail>,
+    /// Whether the last look met a tail for the first time, behind which there may be a gap.
+    has_new_tail: bool,
     /// Of whoever ships here; None where nobody does.
     status: Option<watch::Receiver<Status>>,
 }
@@ -65,6 +67,7 @@ impl Surveyor {
             archive,
             sealed: BTreeMap::new(),
             tails: BTreeMap::new(),
+            has_new_tail: false,
             status: None,
         }
     }
@@ -78,7 +81,11 @@ impl Surveyor {
                     self.announce(views.borrow().as_ref(), &view);
                     let has_history = view.last_binlog.is_some() && view.last_snapshot_at.is_some();
                     views.send_replace(Some(view));
-                    if has_history { INTERVAL } else { INTERVAL_AT_FIRST }
+                    if has_history && !self.has_new_tail {
+                        INTERVAL
+                    } else {
+                        INTERVAL_AT_FIRST
+                    }
                 }
                 Err(e) => {
                     // Shipping says it loudly when the store is away.
@@ -152,14 +159,18 @@ impl Surveyor {
             .last()
             .map(|h| h.place.clone());
         let mut known = BTreeMap::new();
+        self.has_new_tail = false;
         for (tail, holding) in tails.iter().zip(&mut holdings) {
             let bytes = tail.bytes();
-            let before = self.tails.remove(tail.place()).filter(|t| t.bytes == bytes);
+            let seen = self.tails.remove(tail.place());
+            let is_new = seen.is_none();
+            let before = seen.filter(|t| t.bytes == bytes);
             let is_settled = match &self.status {
                 None => true,
                 Some(status) => before.is_some() && !status.borrow().backlog.contains_key(&tail.place().name),
             };
             let matters = newest.as_ref() != Some(tail.place()) && path.inherited(holding.timeline).is_some();
+            self.has_new_tail |= is_new && matters;
             holding.gtids = match before.and_then(|t| t.gtids) {
                 None if is_settled && matters => Some(contents(&self.archive, tail).await?),
                 gtids => gtids,
