@@ -9,7 +9,7 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mysql-pitr/tar
 locked := --locked
 endif
 
-.PHONY: help demo test bench check clean
+.PHONY: help demo test torture bench check clean
 .DEFAULT_GOAL := help
 
 help: ## print this
@@ -20,6 +20,9 @@ demo: ## fetch what is needed, then show the whole story on a scratch MySQL serv
 
 test: ## fetch what is needed, then run the tests, against real servers (ARGS="..." goes to cargo test)
 	@scripts/test.sh $(ARGS)
+
+torture: ## kill, cut, rotate and fail over two servers at random, then compare (ROUNDS=200 SEED=n)
+	@ROUNDS="$(ROUNDS)" SEED="$(SEED)" scripts/torture.sh
 
 bench: ## fetch what is needed, then measure, beside MySQL's own tools (ARGS="..." names benches; into target/bench/report.json)
 	@scripts/bench.sh $(ARGS)

@@ -23,6 +23,7 @@ use std::{
 
 use client::Client;
 use mysql_pitr::{
+    archive::path,
     binlog::gtid::{Gtid, GtidSet},
     mysql::endpoint::Endpoint,
 };
@@ -179,7 +180,8 @@ impl Torture {
             Event::CutStore => {
                 let archive = &self.shard.primary.node.archive_dir;
                 fs::rename(archive, &self.elsewhere).unwrap();
-                self.commits(self.random.random_range(50..300)).await;
+                let more = self.random.random_range(50..300);
+                self.commits(more).await;
                 fs::rename(&self.elsewhere, archive).unwrap();
             }
             Event::LockStore => {
@@ -187,7 +189,8 @@ impl Torture {
                 let archive = self.shard.primary.node.archive_dir.clone();
                 fs::rename(&archive, &self.elsewhere).unwrap();
                 fs::write(&archive, "").unwrap();
-                self.commits(self.random.random_range(50..300)).await;
+                let more = self.random.random_range(50..300);
+                self.commits(more).await;
                 fs::remove_file(&archive).unwrap();
                 fs::rename(&self.elsewhere, &archive).unwrap();
             }
@@ -215,7 +218,8 @@ impl Torture {
         self.shard.replica.server.wait_applied().await;
         self.shard.promote().await;
         self.promoted().await;
-        self.commits(self.random.random_range(20..200)).await;
+        let more = self.random.random_range(20..200);
+        self.commits(more).await;
 
         // Whether it comes back as it was, before somebody sees to it, or not.
         let old = &mut self.shard.replica.server;
@@ -240,7 +244,13 @@ impl Torture {
     async fn promoted(&self) {
         self.shard.tell_orchestrator();
         self.primary.send_replace(self.shard.primary.server.root_endpoint());
-        // A successor that never wrote anything is not to be told from nobody.
+        // A successor that hands over again before anybody knows of it is not to be told from nobody.
+        let (uuid, archive) = (self.shard.primary.server.uuid().await, self.shard.primary.node.archive());
+        eventually("the new primary has the path", async || {
+            let timelines = archive.timelines().await.unwrap();
+            path::tip(&timelines).is_some_and(|tip| tip.server_uuid == uuid)
+        })
+        .await;
         self.commits(1).await;
     }
 }

@@ -208,13 +208,20 @@ fn base<'t>(timelines: &'t [Timeline], tip: &'t Timeline, claimant: &Claimant<'_
 }
 
 /// Whether the server is a deposed primary that went on by itself. It holds what its successor began with, and more of its own; a
-/// server that followed the successor holds transactions of that one.
+/// server that followed the successor holds transactions of that one: since the successor's claim, or, where it wrote before that and
+/// not after, since this server's own last one.
 fn goes_on_alone(timelines: &[Timeline], tip: &Timeline, claimant: &Claimant<'_>) -> Result<bool, PathError> {
     let path = Path::find(timelines, Some(tip.id))?;
-    let deposed = newest_own(timelines, claimant.server_uuid).is_some_and(|own| path.holds(own.id));
-    let since = claimant.gtid_executed.subtract(&path.own_line()[0].branch_set);
-    let holds_of = |server: Uuid| since.uuids().any(|uuid| uuid == server);
-    Ok(deposed && holds_of(claimant.server_uuid) && !holds_of(tip.server_uuid))
+    let Some(deposed) = newest_own(timelines, claimant.server_uuid).filter(|own| path.holds(own.id)) else {
+        return Ok(false);
+    };
+    let holds_of = |server: Uuid, since: &Timeline| {
+        let gtids = claimant.gtid_executed.subtract(&since.branch_set);
+        gtids.uuids().any(|uuid| uuid == server)
+    };
+    let successors = &path.own_line()[0];
+    let followed = holds_of(tip.server_uuid, successors) || deposed.parent.is_some() && holds_of(tip.server_uuid, deposed);
+    Ok(holds_of(claimant.server_uuid, successors) && !followed)
 }
 
 /// The timeline on which the server goes on, claimed if need be, and the timelines with it. `is_settled`: it is an error if the server
@@ -256,6 +263,9 @@ pub fn warn_if_off_the_path(timelines: &[Timeline], claimant: &Claimant<'_>, own
     let missing = tip.branch_set.subtract(claimant.gtid_executed);
     let why = if !missing.is_empty() {
         format!("it lacks transactions that the current timeline began with: {missing}")
+    } else if claimant.word.is_some() {
+        "it went on by itself after the current timeline's server took over, and holds nothing that that one wrote since"
+            .to_owned()
     } else if claimant.standalone {
         "nobody says that it was promoted".to_owned()
     } else {
@@ -433,6 +443,18 @@ mod tests {
         }
         let claim = claimed(decide(&timelines, &claimant(A, &alone, Some(&operator(false)))));
         assert_eq!((claim.parent, claim.adopted), (Some(2), true));
+    }
+
+    /// There and back on a quiet shard: all that the one in between wrote, it wrote before it had claimed its timeline.
+    #[test]
+    fn a_primary_that_followed_a_successor_which_wrote_early_is_promoted_again() {
+        let mut timelines = failed_over();
+        let in_between = first(12).union(&of(B, 5));
+        timelines.push(timeline(3, Some(2), A, first(10).union(&of(B, 3)), true));
+        timelines.push(timeline(4, Some(3), B, in_between.clone(), true));
+        let (has, word) = (first(14).union(&in_between), orchestrator());
+        let claim = claimed(decide(&timelines, &claimant(A, &has, Some(&word))));
+        assert_eq!((claim.parent, claim.adopted), (Some(4), true));
     }
 
     #[test]
