@@ -320,7 +320,8 @@ async fn i10_whatever_happens_every_surviving_transaction_is_recovered_once() {
     node.wait_shipped(server).await;
 
     // Between the clients and the surviving server.
-    let (acknowledged, survived) = (seen.acknowledged.lock().unwrap().clone(), logged(server).await);
+    let acknowledged = seen.acknowledged.lock().unwrap().clone();
+    let survived = logged(server).await;
     assert!(
         survived.iter().all(|(number, text)| *text == content(seed, *number)),
         "made up"
