@@ -215,6 +215,8 @@ async fn i13_a_promotion_that_nobody_confirms_is_adopted_once_somebody_does() {
     shard.tell_orchestrator();
     shard.orchestrator().misbehave(How::Well);
     node.wait_shipped(&shard.primary.server).await;
+    // What it holds may be on the path already, by way of the old primary.
+    eventually("it is adopted", async || tree(node).await.len() > 2).await;
     assert_eq!(tree(node).await[2..], [(Some(1), Reason::Promotion, true)]);
     assert_eq!(path(node).await, [1, 3]);
     let third = moment_on(&shard.primary.server, INSERT).await;
