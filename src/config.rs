@@ -15,6 +15,7 @@ use crate::{
     archive::{codec::Codec, keys::Shard},
     mysql::endpoint::{Address, Endpoint, Tls},
     orchestrator::Options,
+    snapshot::schedule::Schedule,
     store::{Checksums, StoreOptions},
     support::{hint::OrHint, secret::Secret},
 };
@@ -140,6 +141,25 @@ pub struct SnapshotSection {
     pub codec: Codec,
     /// `schema.table` of tables that are not InnoDB and may be empty in snapshots.
     pub accept_empty: Vec<String>,
+    /// A crontab line; empty or `off` for none.
+    schedule: String,
+    /// The schedule's, by its IANA name.
+    timezone: String,
+    /// By up to so much runs are late, each shard by its own share.
+    #[serde(deserialize_with = "duration")]
+    jitter: Duration,
+}
+
+impl SnapshotSection {
+    /// When snapshots are due. None where the schedule is switched off.
+    pub fn schedule(&self) -> anyhow::Result<Option<Schedule>> {
+        if ["", "off"].contains(&self.schedule.trim()) {
+            return Ok(None);
+        }
+        Schedule::parse(&self.schedule, &self.timezone, self.jitter)
+            .map(Some)
+            .context("the schedule of [snapshot] is wrong")
+    }
 }
 
 impl Default for SnapshotSection {
@@ -149,6 +169,9 @@ impl Default for SnapshotSection {
             staging_dir: "/var/lib/mysql-pitr-staging".into(),
             codec: Codec::Zstd,
             accept_empty: Vec::new(),
+            schedule: "55 23 * * *".to_owned(),
+            timezone: "UTC".to_owned(),
+            jitter: Duration::ZERO,
         }
     }
 }
@@ -266,6 +289,7 @@ impl Config {
         {
             bail!("[mysql] needs either socket or host");
         }
+        file.snapshot.schedule()?;
         if let Some(orchestrator) = &file.orchestrator {
             orchestrator.validate()?;
         }
@@ -362,6 +386,24 @@ mod tests {
     }
 
     #[test]
+    fn schedules_are_crontabs_and_checked_before_they_are_needed() {
+        let parse = |lines: &str| Config::parse(&format!("{SMALLEST}[snapshot]\n{lines}\n"));
+        for off in ["schedule = \"\"", "schedule = \"off\""] {
+            assert!(parse(off).unwrap().snapshot.schedule().unwrap().is_none());
+        }
+        assert!(Config::parse(SMALLEST).unwrap().snapshot.schedule().unwrap().is_some());
+        assert!(parse("schedule = \"@daily\"\ntimezone = \"Europe/Berlin\"\njitter = \"10min\"").is_ok());
+        for (wrong, why) in [
+            ("schedule = \"0 0 30 2 *\"", "no day of any year is such a date"),
+            ("timezone = \"Mars\"", "there is no time zone `Mars`"),
+            ("jitter = \"often\"", "no duration"),
+        ] {
+            let error = format!("{:#}", parse(wrong).unwrap_err());
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
     fn the_address_to_listen_on_is_a_number_or_off() {
         let listen = |text: &str| Config::parse(&format!("{SMALLEST}[http]\nlisten = \"{text}\"\n")).map(|c| c.http.listen);
         assert_eq!(listen("off").unwrap(), None);
@@ -384,6 +426,9 @@ mod tests {
         assert_eq!(config.recover.workers, defaults.recover.workers);
         assert_eq!(config.recover.mysqld, defaults.recover.mysqld);
         assert_eq!(config.snapshot.staging_dir, defaults.snapshot.staging_dir);
+        assert_eq!(config.snapshot.schedule, defaults.snapshot.schedule);
+        assert_eq!(config.snapshot.timezone, defaults.snapshot.timezone);
+        assert_eq!(config.snapshot.jitter, defaults.snapshot.jitter);
         assert_eq!(config.http.listen, defaults.http.listen);
         assert_eq!(config.state_path, defaults.state_path);
     }

@@ -24,7 +24,7 @@ const FLOORS: [&[&str]; 8] = [
 ];
 /// The configuration is read by these floors only, and speaks of the types of those.
 const CONFIG_READERS: [&str; 2] = ["agent", "cli"];
-const CONFIG_SPEAKS_OF: [&str; 5] = ["archive", "mysql", "orchestrator", "store", "support"];
+const CONFIG_SPEAKS_OF: [&str; 6] = ["archive", "mysql", "orchestrator", "snapshot", "store", "support"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -124,6 +124,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         archive,
         endpoint,
         settings: snapshot_settings(config),
+        schedule: config.snapshot.schedule()?,
         wanted: shipper.snapshot_wanted.clone(),
         standing: roles.subscribe(),
     };

@@ -1,4 +1,6 @@
-//! Snapshots: asked for, taken, recorded.
+//! Snapshots: due, asked for, taken, recorded.
 
+mod crontab;
 pub mod request;
+pub mod schedule;
 pub mod take;
