@@ -15,6 +15,7 @@ use crate::{
     archive::{codec::Codec, keys::Shard},
     mysql::endpoint::{Address, Endpoint, Tls},
     orchestrator::Options,
+    retention::rules::Rules,
     snapshot::schedule::Schedule,
     store::{Checksums, StoreOptions},
     support::{hint::OrHint, secret::Secret},
@@ -34,6 +35,8 @@ pub struct Config {
     pub snapshot: SnapshotSection,
     pub recover: RecoverSection,
     pub http: HttpSection,
+    /// What `prune` keeps.
+    pub retention: Rules,
     pub state_path: PathBuf,
 }
 
@@ -53,6 +56,8 @@ struct File {
     recover: RecoverSection,
     #[serde(default)]
     http: HttpSection,
+    #[serde(default)]
+    retention: RetentionSection,
     #[serde(default)]
     state: StateSection,
 }
@@ -230,6 +235,48 @@ fn listen<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<So
     text.parse().map(Some).map_err(wrong)
 }
 
+/// `[retention]`: what `prune` keeps.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RetentionSection {
+    daily: usize,
+    weekly: usize,
+    monthly: usize,
+    diverged_days: u32,
+    #[serde(deserialize_with = "duration")]
+    segments_grace: Duration,
+    #[serde(deserialize_with = "duration")]
+    orphans_grace: Duration,
+}
+
+impl Default for RetentionSection {
+    fn default() -> Self {
+        RetentionSection {
+            daily: 7,
+            weekly: 4,
+            monthly: 12,
+            diverged_days: 30,
+            segments_grace: Duration::from_hours(1),
+            orphans_grace: Duration::from_hours(24),
+        }
+    }
+}
+
+impl RetentionSection {
+    fn rules(&self) -> anyhow::Result<Rules> {
+        let rules = Rules {
+            daily: self.daily,
+            weekly: self.weekly,
+            monthly: self.monthly,
+            diverged: Duration::from_hours(24 * u64::from(self.diverged_days)),
+            segments_grace: self.segments_grace,
+            orphans_grace: self.orphans_grace,
+        };
+        rules.validate()?;
+        Ok(rules)
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StateSection {
@@ -302,6 +349,7 @@ impl Config {
             snapshot: file.snapshot,
             recover: file.recover,
             http: file.http,
+            retention: file.retention.rules()?,
             state_path: file.state.path,
         })
     }
@@ -404,6 +452,18 @@ mod tests {
     }
 
     #[test]
+    fn rules_that_keep_nothing_or_too_little_are_refused() {
+        for (lines, why) in [
+            ("daily = 0\nweekly = 0\nmonthly = 0", "keeps no snapshot"),
+            ("segments_grace = \"5min\"", "segments_grace must be at least 10 min"),
+            ("orphans_grace = \"10min\"", "orphans_grace must be at least 1 h"),
+        ] {
+            let error = Config::parse(&format!("{SMALLEST}[retention]\n{lines}\n")).unwrap_err();
+            assert!(format!("{error:#}").contains(why), "{error:#}");
+        }
+    }
+
+    #[test]
     fn the_address_to_listen_on_is_a_number_or_off() {
         let listen = |text: &str| Config::parse(&format!("{SMALLEST}[http]\nlisten = \"{text}\"\n")).map(|c| c.http.listen);
         assert_eq!(listen("off").unwrap(), None);
@@ -429,6 +489,7 @@ mod tests {
         assert_eq!(config.snapshot.schedule, defaults.snapshot.schedule);
         assert_eq!(config.snapshot.timezone, defaults.snapshot.timezone);
         assert_eq!(config.snapshot.jitter, defaults.snapshot.jitter);
+        assert_eq!(config.retention, defaults.retention);
         assert_eq!(config.http.listen, defaults.http.listen);
         assert_eq!(config.state_path, defaults.state_path);
     }
