@@ -6,7 +6,7 @@ mod support;
 use mysql_pitr::binlog::gtid::GtidSet;
 use support::{
     eventually,
-    mysql::Server,
+    mysql::{PASSWORD, Server},
     node::{Node, path_text},
     orchestrator::{FakeOrchestrator, HOST},
 };
@@ -50,15 +50,8 @@ async fn i7_errant_transactions_of_a_candidate_are_named_and_planned() {
         e.contains("read-only and replicates from nobody") && e.contains("hint: "),
         "{e}"
     );
-    primary
-        .root()
-        .await
-        .execute("CREATE USER replica@'%' IDENTIFIED BY 'secret'")
-        .await
-        .unwrap();
-    primary.execute(&["GRANT REPLICATION SLAVE ON *.* TO replica@'%'"]).await;
     let source = format!(
-        "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = {}, SOURCE_USER = 'replica', SOURCE_PASSWORD = 'secret', \
+        "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = {}, SOURCE_USER = 'replica', SOURCE_PASSWORD = '{PASSWORD}', \
          SOURCE_AUTO_POSITION = 1, GET_SOURCE_PUBLIC_KEY = 1",
         primary.port
     );

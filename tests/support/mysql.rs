@@ -37,7 +37,7 @@ pub struct Server {
     pub datadir: PathBuf,
     pub socket: PathBuf,
     pub port: u16,
-    /// Whether it is read-only from its next start on.
+    /// Whether nobody, root included, can write to it from its next start on.
     pub read_only: bool,
     options: Vec<String>,
     dir: TempDir,
@@ -116,12 +116,12 @@ impl Server {
             .await;
     }
 
-    /// Becomes a read-only replica of `source`.
+    /// Becomes a replica of `source`.
     pub async fn replicate_from(&mut self, source: &Server) {
         self.read_only = true;
         let port = source.port;
         self.execute(&[
-            "SET GLOBAL read_only = ON",
+            "SET GLOBAL super_read_only = ON",
             "STOP REPLICA",
             &format!(
                 "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = {port}, SOURCE_USER = 'replica', \
@@ -192,7 +192,7 @@ impl Server {
         ]);
         arguments.extend(self.options.iter().cloned());
         if self.read_only {
-            arguments.push("--read-only=ON".into());
+            arguments.push("--super-read-only=ON".into());
         }
         let mut process = Mysqld::spawn(&mysqld(), &arguments, &self.dir.path().join("error.log")).unwrap();
         process

@@ -4,8 +4,9 @@ use std::mem::swap;
 
 use super::{
     mysql::{Server, free_port},
-    node::{Agent, Node},
+    node::{Agent, Node, SHARD},
     orchestrator::FakeOrchestrator,
+    shipped::objects,
 };
 
 /// One server and what runs beside it.
@@ -73,7 +74,7 @@ impl Shard {
     /// A planned switch: nothing is lost. Orchestrator is not told.
     pub async fn switch_over(&mut self) {
         self.primary.server.read_only = true;
-        self.primary.server.execute(&["SET GLOBAL read_only = ON"]).await;
+        self.primary.server.execute(&["SET GLOBAL super_read_only = ON"]).await;
         let all = self.primary.server.gtid_executed().await;
         self.replica.server.wait_executed(&all).await;
         self.promote().await;
@@ -105,6 +106,9 @@ impl Drop for Shard {
             for (name, member) in [("primary", &self.primary), ("replica", &self.replica)] {
                 let log = std::fs::read_to_string(member.node.dir.path().join("agent.log"));
                 println!("---- the {name}'s agent\n{}", log.unwrap_or_default());
+            }
+            for record in objects(&self.primary.node.archive_dir.join(SHARD).join("timelines")) {
+                println!("{}", std::fs::read_to_string(record).unwrap_or_default());
             }
         }
     }
