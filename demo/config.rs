@@ -29,6 +29,7 @@ pub struct StoreSection {
 
 #[derive(Serialize)]
 pub struct SnapshotSection {
+    pub schedule: &'static str,
     pub staging_dir: PathBuf,
 }
 

@@ -198,6 +198,8 @@ impl Stage {
                 url: format!("file://{}", self.path("archive").display()),
             },
             snapshot: SnapshotSection {
+                // The story says when.
+                schedule: "off",
                 staging_dir: self.path("staging"),
             },
             recover: RecoverSection {

@@ -15,6 +15,8 @@ use crate::{
     archive::{codec::Codec, keys::Shard},
     mysql::endpoint::{Address, Endpoint, Tls},
     orchestrator::Options,
+    retention::rules::Rules,
+    snapshot::schedule::Schedule,
     store::{Checksums, StoreOptions},
     support::{hint::OrHint, secret::Secret},
 };
@@ -33,6 +35,8 @@ pub struct Config {
     pub snapshot: SnapshotSection,
     pub recover: RecoverSection,
     pub http: HttpSection,
+    /// What `prune` keeps.
+    pub retention: Rules,
     pub state_path: PathBuf,
 }
 
@@ -52,6 +56,8 @@ struct File {
     recover: RecoverSection,
     #[serde(default)]
     http: HttpSection,
+    #[serde(default)]
+    retention: RetentionSection,
     #[serde(default)]
     state: StateSection,
 }
@@ -140,6 +146,25 @@ pub struct SnapshotSection {
     pub codec: Codec,
     /// `schema.table` of tables that are not InnoDB and may be empty in snapshots.
     pub accept_empty: Vec<String>,
+    /// A crontab line; empty or `off` for none.
+    schedule: String,
+    /// The schedule's, by its IANA name.
+    timezone: String,
+    /// By up to so much runs are late, each shard by its own share.
+    #[serde(deserialize_with = "duration")]
+    jitter: Duration,
+}
+
+impl SnapshotSection {
+    /// When snapshots are due. None where the schedule is switched off.
+    pub fn schedule(&self) -> anyhow::Result<Option<Schedule>> {
+        if ["", "off"].contains(&self.schedule.trim()) {
+            return Ok(None);
+        }
+        Schedule::parse(&self.schedule, &self.timezone, self.jitter)
+            .map(Some)
+            .context("the schedule of [snapshot] is wrong")
+    }
 }
 
 impl Default for SnapshotSection {
@@ -149,6 +174,9 @@ impl Default for SnapshotSection {
             staging_dir: "/var/lib/mysql-pitr-staging".into(),
             codec: Codec::Zstd,
             accept_empty: Vec::new(),
+            schedule: "55 23 * * *".to_owned(),
+            timezone: "UTC".to_owned(),
+            jitter: Duration::ZERO,
         }
     }
 }
@@ -205,6 +233,48 @@ fn listen<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<So
         ))
     };
     text.parse().map(Some).map_err(wrong)
+}
+
+/// `[retention]`: what `prune` keeps.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RetentionSection {
+    daily: usize,
+    weekly: usize,
+    monthly: usize,
+    diverged_days: u32,
+    #[serde(deserialize_with = "duration")]
+    segments_grace: Duration,
+    #[serde(deserialize_with = "duration")]
+    orphans_grace: Duration,
+}
+
+impl Default for RetentionSection {
+    fn default() -> Self {
+        RetentionSection {
+            daily: 7,
+            weekly: 4,
+            monthly: 12,
+            diverged_days: 30,
+            segments_grace: Duration::from_hours(1),
+            orphans_grace: Duration::from_hours(24),
+        }
+    }
+}
+
+impl RetentionSection {
+    fn rules(&self) -> anyhow::Result<Rules> {
+        let rules = Rules {
+            daily: self.daily,
+            weekly: self.weekly,
+            monthly: self.monthly,
+            diverged: Duration::from_hours(24 * u64::from(self.diverged_days)),
+            segments_grace: self.segments_grace,
+            orphans_grace: self.orphans_grace,
+        };
+        rules.validate()?;
+        Ok(rules)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -266,6 +336,7 @@ impl Config {
         {
             bail!("[mysql] needs either socket or host");
         }
+        file.snapshot.schedule()?;
         if let Some(orchestrator) = &file.orchestrator {
             orchestrator.validate()?;
         }
@@ -278,6 +349,7 @@ impl Config {
             snapshot: file.snapshot,
             recover: file.recover,
             http: file.http,
+            retention: file.retention.rules()?,
             state_path: file.state.path,
         })
     }
@@ -362,6 +434,36 @@ mod tests {
     }
 
     #[test]
+    fn schedules_are_crontabs_and_checked_before_they_are_needed() {
+        let parse = |lines: &str| Config::parse(&format!("{SMALLEST}[snapshot]\n{lines}\n"));
+        for off in ["schedule = \"\"", "schedule = \"off\""] {
+            assert!(parse(off).unwrap().snapshot.schedule().unwrap().is_none());
+        }
+        assert!(Config::parse(SMALLEST).unwrap().snapshot.schedule().unwrap().is_some());
+        assert!(parse("schedule = \"@daily\"\ntimezone = \"Europe/Berlin\"\njitter = \"10min\"").is_ok());
+        for (wrong, why) in [
+            ("schedule = \"0 0 30 2 *\"", "no day of any year is such a date"),
+            ("timezone = \"Mars\"", "there is no time zone `Mars`"),
+            ("jitter = \"often\"", "no duration"),
+        ] {
+            let error = format!("{:#}", parse(wrong).unwrap_err());
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn rules_that_keep_nothing_or_too_little_are_refused() {
+        for (lines, why) in [
+            ("daily = 0\nweekly = 0\nmonthly = 0", "keeps no snapshot"),
+            ("segments_grace = \"5min\"", "segments_grace must be at least 10 min"),
+            ("orphans_grace = \"10min\"", "orphans_grace must be at least 1 h"),
+        ] {
+            let error = Config::parse(&format!("{SMALLEST}[retention]\n{lines}\n")).unwrap_err();
+            assert!(format!("{error:#}").contains(why), "{error:#}");
+        }
+    }
+
+    #[test]
     fn the_address_to_listen_on_is_a_number_or_off() {
         let listen = |text: &str| Config::parse(&format!("{SMALLEST}[http]\nlisten = \"{text}\"\n")).map(|c| c.http.listen);
         assert_eq!(listen("off").unwrap(), None);
@@ -384,6 +486,10 @@ mod tests {
         assert_eq!(config.recover.workers, defaults.recover.workers);
         assert_eq!(config.recover.mysqld, defaults.recover.mysqld);
         assert_eq!(config.snapshot.staging_dir, defaults.snapshot.staging_dir);
+        assert_eq!(config.snapshot.schedule, defaults.snapshot.schedule);
+        assert_eq!(config.snapshot.timezone, defaults.snapshot.timezone);
+        assert_eq!(config.snapshot.jitter, defaults.snapshot.jitter);
+        assert_eq!(config.retention, defaults.retention);
         assert_eq!(config.http.listen, defaults.http.listen);
         assert_eq!(config.state_path, defaults.state_path);
     }

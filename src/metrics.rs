@@ -52,6 +52,7 @@ pub struct Metrics {
     pub archive_seen: Maybe,
     pub archive_faults: Maybe,
     pub snapshot_last_success: Maybe,
+    pub snapshot_next: Maybe,
     pub snapshots: IntCounterVec,
     pub store_errors: IntCounter,
     pub rounds_failed: IntCounter,
@@ -173,6 +174,10 @@ impl Metrics {
             snapshot_last_success: b.maybe(
                 "mysql_pitr_snapshot_last_success_timestamp_seconds",
                 "When the newest snapshot on the path was complete, whoever took it.",
+            ),
+            snapshot_next: b.maybe(
+                "mysql_pitr_snapshot_next_timestamp_seconds",
+                "When the schedule wants the next snapshot of this node; past while it is due and not taken.",
             ),
             snapshots: b.add(IntCounterVec::new(taken, &["result"])),
             store_errors: b.total(

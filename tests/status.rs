@@ -444,3 +444,30 @@ async fn a_port_that_is_taken_keeps_nobody_from_shipping() {
     );
     agent.stop().await;
 }
+
+/// Who watches snapshots learns when the next one is due, and nothing where none is.
+#[tokio::test]
+async fn the_next_scheduled_snapshot_is_told() {
+    const NEXT: &str = "mysql_pitr_snapshot_next_timestamp_seconds";
+    let server = Server::start(&[]).await;
+    let node = Node::new(&server, HTTP);
+    let agent = node.agent();
+    let unscheduled = address(&agent).await;
+    server.execute(&MAKE_TABLE).await;
+    node.wait_snapshots(1).await;
+    assert_eq!(metric(unscheduled, NEXT).await, None);
+    agent.stop().await;
+
+    node.reconfigure(
+        "schedule = \"off\"",
+        "schedule = \"0 0 0 1 1 * 2090\"\ntimezone = \"Asia/Kathmandu\"",
+    );
+    fs::remove_file(node.dir.path().join("agent.log")).unwrap();
+    let agent = node.agent();
+    let scheduled = address(&agent).await;
+    // 2090-01-01T00:00:00+05:45
+    eventually("it is told", async || metric(scheduled, NEXT).await == Some(3_786_891_300.0)).await;
+    let told = document(scheduled).await.next_snapshot_at.unwrap();
+    assert_eq!(told.to_string(), "2089-12-31T18:15:00.000000Z");
+    agent.assert_quiet();
+}

@@ -17,14 +17,22 @@ const FLOORS: [&[&str]; 8] = [
     &["store", "binlog", "orchestrator", "metrics"],
     &["mysql", "archive"],
     &["ship", "source", "volume"],
-    &["snapshot", "inspect"],
+    &["snapshot", "inspect", "retention"],
     &["recover"],
     &["agent"],
     &["cli"],
 ];
 /// The configuration is read by these floors only, and speaks of the types of those.
 const CONFIG_READERS: [&str; 2] = ["agent", "cli"];
-const CONFIG_SPEAKS_OF: [&str; 5] = ["archive", "mysql", "orchestrator", "store", "support"];
+const CONFIG_SPEAKS_OF: [&str; 7] = [
+    "archive",
+    "mysql",
+    "orchestrator",
+    "retention",
+    "snapshot",
+    "store",
+    "support",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -38,6 +38,8 @@ pub struct Document {
     pub binlog_expire_seconds: Option<u64>,
     pub backlog: Backlog,
     pub totals: Totals,
+    /// When the schedule wants this node's next snapshot; null where it takes none by a schedule.
+    pub next_snapshot_at: Option<Moment>,
     pub last_stored_at: Option<Moment>,
     pub last_seal_at: Option<Moment>,
     pub failing_since: Option<Moment>,

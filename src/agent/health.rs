@@ -84,6 +84,7 @@ mod tests {
                 rounds_failed: 0,
             },
             last_stored_at: None,
+            next_snapshot_at: None,
             last_seal_at: None,
             failing_since: None,
             last_error: None,

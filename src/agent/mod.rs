@@ -134,6 +134,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         archive,
         endpoint,
         settings: snapshot_settings(config),
+        schedule: config.snapshot.schedule()?,
         looks,
         look_again: shipper.snapshot_wanted.clone(),
         standing: roles.subscribe(),

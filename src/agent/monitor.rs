@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -33,11 +33,13 @@ const US_PER_S: f64 = 1e6;
 /// A role is stale when Orchestrator has given no clear answer for so many of its polls.
 const POLLS_MISSED: u32 = 3;
 
-/// How the snapshots of this process ended.
+/// How the snapshots of this process ended, and when it is to take the next.
 #[derive(Debug, Default)]
 pub struct SnapshotCounts {
     pub complete: AtomicU64,
     pub failed: AtomicU64,
+    /// µs since the epoch; 0 where it takes none by a schedule.
+    pub next_us: AtomicI64,
 }
 
 /// Answers how the agent stands.
@@ -155,6 +157,9 @@ impl Monitor {
                 store_errors: self.errors.count(),
                 rounds_failed: s.rounds_failed,
             },
+            next_snapshot_at: Some(self.snapshots.next_us.load(Ordering::Relaxed))
+                .filter(|at| *at != 0)
+                .map(Moment),
             last_stored_at: s.durable_at_us.map(Moment),
             last_seal_at: s.sealed_at_us.map(Moment),
             failing_since: s.failing_since_us.map(Moment),

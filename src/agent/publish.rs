@@ -59,6 +59,7 @@ pub fn publish(metrics: &Metrics, d: &Document) {
     metrics
         .snapshot_last_success
         .set(seconds(archive.and_then(|a| a.last_snapshot_at)));
+    metrics.snapshot_next.set(seconds(d.next_snapshot_at));
     let t = &d.totals;
     for (counter, total) in [
         (&metrics.received_bytes, t.received_bytes),

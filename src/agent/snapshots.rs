@@ -1,4 +1,5 @@
-//! Takes the shard's snapshots: those that are asked for in the bucket, and one wherever the newest moment cannot be recovered.
+//! Takes the shard's snapshots: those that are asked for in the bucket, those that the schedule wants, and one wherever the newest moment
+//! cannot be recovered.
 //!
 //! One server of a shard is entitled to take them (its [`Standing`] says so), and it is not always the one whose agent finds that one
 //! is needed: that agent asks in the bucket as anybody else.
@@ -18,13 +19,22 @@ use uuid::Uuid;
 use crate::{
     archive::{
         listing::Archive,
-        path,
+        path::{self, Path, PathError},
         records::{Snapshot, SnapshotState},
     },
     mysql::{endpoint::Endpoint, query::Session},
     ship::standing::Standing,
-    snapshot::{request, take},
-    support::{clock, hint::render, progress::Progress, retry::Backoff},
+    snapshot::{
+        request,
+        schedule::{self, Schedule},
+        take,
+    },
+    support::{
+        clock::{self, Moment},
+        hint::render,
+        progress::Progress,
+        retry::Backoff,
+    },
 };
 
 use super::{monitor::SnapshotCounts, survey::Look};
@@ -36,12 +46,24 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(300);
 /// A request is asked anew where the snapshot that it led to has not ended by then: whoever took it up is gone.
 const ANSWER_PATIENCE_US: i64 = 6 * 3600 * 1_000_000;
 
+/// What is known of the schedule's next run.
+#[derive(Debug, Default)]
+struct Agenda {
+    /// None where the store has to be asked.
+    due_us: Option<i64>,
+    /// Set by an attempt, for the case that it fails.
+    not_before: Option<Instant>,
+    backoff: Option<Backoff>,
+}
+
 /// The task that takes snapshots.
 pub(super) struct Snapshots {
     pub counts: Arc<SnapshotCounts>,
     pub archive: Archive,
     pub endpoint: Endpoint,
     pub settings: take::Settings,
+    /// None where it is switched off.
+    pub schedule: Option<Schedule>,
     pub standing: watch::Receiver<Standing>,
     /// What the archive was found to hold, as often as it is looked at.
     pub looks: watch::Receiver<Option<Look>>,
@@ -96,6 +118,7 @@ impl Snapshots {
         let mut ticks = interval(request::POLL_INTERVAL);
         let (mut seen, mut swept, mut asked) = (None, false, None);
         let mut answering = Answering::new();
+        let mut agenda = Agenda::default();
         loop {
             tokio::select! {
                 // Its sender lives as long as the agent.
@@ -119,9 +142,15 @@ impl Snapshots {
                     self.look_again.notify_one();
                     answered?;
                 }
-                if standing.takes_snapshots && self.requested(&standing, &mut seen).await? {
-                    answering.answered = Some(Instant::now());
-                    self.look_again.notify_one();
+                if standing.takes_snapshots {
+                    if self.requested(&standing, &mut seen).await? {
+                        answering.answered = Some(Instant::now());
+                        self.look_again.notify_one();
+                    }
+                    self.scheduled(&standing, &mut agenda).await?;
+                } else {
+                    agenda = Agenda::default();
+                    self.counts.next_us.store(0, Ordering::Relaxed);
                 }
                 anyhow::Ok(())
             };
@@ -179,6 +208,46 @@ impl Snapshots {
             *seen = Some(id);
         }
         Ok(true)
+    }
+
+    /// Takes the snapshot that the schedule wants, if it is due. What was missed is made up once: how far the schedule is served the store
+    /// says, not this process, so that it does not matter who took the last snapshot, or what for.
+    async fn scheduled(&self, standing: &Standing, agenda: &mut Agenda) -> anyhow::Result<()> {
+        let Some(schedule) = &self.schedule else { return Ok(()) };
+        let now_us = self.archive.clock.now_us();
+        if agenda.due_us.is_some_and(|due| now_us < due) || agenda.not_before.is_some_and(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        let path = match Path::find(&self.archive.timelines().await?, None) {
+            Ok(path) => path,
+            // Whoever ships first begins the history.
+            Err(PathError::Empty) => return Ok(()),
+            Err(e) => return Err(e.into()),
+        };
+        let snapshots = self.archive.snapshots().await?;
+        let due_us = schedule.due_after(schedule::served_until(&path, &snapshots), &self.archive.shard.to_string());
+        self.counts.next_us.store(due_us.unwrap_or_default(), Ordering::Relaxed);
+        let due_us = due_us.unwrap_or(i64::MAX);
+        agenda.due_us = Some(due_us);
+        if now_us < due_us {
+            return Ok(());
+        }
+        let retry = agenda
+            .backoff
+            .get_or_insert_with(|| Backoff::new(PAUSE_FIRST, PAUSE_LONGEST))
+            .step();
+        agenda.not_before = Some(Instant::now() + retry);
+        if !self.serves_somebody(standing).await? {
+            return Ok(());
+        }
+        if let Some(other) = schedule::under_way(&snapshots, self.server_uuid().await?, now_us) {
+            info!(snapshot = %other.id, server = %other.server_uuid, "a snapshot is due, and waits for the one that another server is taking");
+            return Ok(());
+        }
+        info!(due = %Moment(due_us), "a snapshot is due by the schedule");
+        self.take(standing, &take::new_id()).await?;
+        *agenda = Agenda::default();
+        Ok(())
     }
 
     /// A server that is shipped off the path would take snapshots that no recovery starts from.

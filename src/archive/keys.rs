@@ -131,7 +131,7 @@ pub enum TailKey {
 }
 
 const OPENING: &str = "open.json";
-pub(super) const MANIFEST_SUFFIX: &str = ".json";
+pub const MANIFEST_SUFFIX: &str = ".json";
 
 pub fn segments_prefix(shard: &Shard) -> String {
     format!("{shard}/segments/")
@@ -181,6 +181,15 @@ pub fn parse_manifest_key(key: &str) -> Option<BinlogPlace> {
     })
 }
 
+/// The binlog whose sealed object lies under `key`; None for anything else.
+pub fn parse_sealed_key(key: &str) -> Option<BinlogPlace> {
+    // A manifest's own key would pass for an uncompressed binlog.
+    if key.ends_with(MANIFEST_SUFFIX) {
+        return None;
+    }
+    parse_manifest_key(&format!("{key}{MANIFEST_SUFFIX}"))
+}
+
 pub fn timelines_prefix(shard: &Shard) -> String {
     format!("{shard}/timelines/")
 }
@@ -206,6 +215,15 @@ pub fn snapshot_key(shard: &Shard, id: &str) -> String {
 /// The data of a `clone` snapshot.
 pub fn snapshot_data_key(shard: &Shard, id: &str, codec: Codec) -> String {
     format!("{}{id}/datadir.tar{}", snapshots_prefix(shard), codec.extension())
+}
+
+/// What recoveries that are under way need.
+pub fn leases_prefix(shard: &Shard) -> String {
+    format!("{shard}/leases/")
+}
+
+pub fn lease_key(shard: &Shard, id: &str) -> String {
+    format!("{}recover-{id}.json", leases_prefix(shard))
 }
 
 pub fn requests_prefix(shard: &Shard) -> String {
@@ -237,6 +255,8 @@ mod tests {
         for codec in [Codec::None, Codec::Gzip, Codec::Zstd] {
             assert_eq!(parse_manifest_key(&place().manifest_key(&shard, codec)), Some(place()));
             assert_eq!(parse_manifest_key(&place().sealed_key(&shard, codec)), None);
+            assert_eq!(parse_sealed_key(&place().sealed_key(&shard, codec)), Some(place()));
+            assert_eq!(parse_sealed_key(&place().manifest_key(&shard, codec)), None);
         }
     }
 

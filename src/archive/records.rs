@@ -176,6 +176,27 @@ pub struct Request {
     pub requested_at_us: i64,
 }
 
+/// What a recovery that is under way needs: `prune` leaves it alone until the lease ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    pub format: u32,
+    pub id: String,
+    pub created_at_us: i64,
+    /// Put off while the recovery runs; the moment of its end once it has ended.
+    pub expires_at_us: i64,
+    /// None while the recovery plans: until then it may need anything.
+    pub needs: Option<LeasedPart>,
+}
+
+/// A snapshot, and all binlogs of a timeline's path that hold more than it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeasedPart {
+    pub snapshot: String,
+    pub timeline: u32,
+    /// The key of the first binlog that is replayed; for people.
+    pub oldest_binlog: Option<String>,
+}
+
 /// What `recover` leaves in the new server's data folder: the timeline that the server's agent is to claim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descent {

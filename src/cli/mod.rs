@@ -11,6 +11,7 @@ mod check;
 mod generate;
 mod list;
 mod output;
+mod prune;
 mod recover;
 mod search;
 mod snapshot;
@@ -38,6 +39,7 @@ Examples:
   mysql-pitr snapshot                                    take a snapshot now
   mysql-pitr status                                      is it shipped, and what is at risk?
   mysql-pitr list                                        what is archived, and what is recoverable
+  mysql-pitr prune                                       what is too old to be kept?
   mysql-pitr search --statement 'drop table'             find a transaction
   mysql-pitr recover --target-time 2026-11-21T10:14:03.120Z --target-dir /var/lib/mysql";
 
@@ -50,6 +52,7 @@ enum Command {
     List(list::Args),
     Adopt(adopt::Args),
     Check(check::Args),
+    Prune(prune::Args),
     Search(search::Args),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
@@ -68,6 +71,7 @@ impl Cli {
             Command::List(args) => until_interrupted(list::run(args, &config()?)).await,
             Command::Adopt(args) => until_interrupted(adopt::run(args, &config()?)).await,
             Command::Check(args) => until_interrupted(check::run(args, &config()?)).await,
+            Command::Prune(args) => until_interrupted(prune::run(args, &config()?)).await,
             Command::Search(args) => until_interrupted(search::run(args, &config()?)).await,
             Command::Completions(args) => generate::completions(args),
             Command::Man(args) => generate::man(args),

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     agent,
+    archive::records::LeasedPart,
     binlog::gtid::{Gtid, GtidSet},
     config::Config,
     recover::{
@@ -16,6 +17,7 @@ use crate::{
         report::{ArchivePlace, Report},
         target::{Flags, Target, parse_position},
     },
+    retention::lease::Held,
     support::{
         clock::{now_us, parse_rfc3339},
         hint::message,
@@ -177,7 +179,35 @@ async fn attempt(
     report.archive = Some(ArchivePlace::of(&archive));
     let progress = Progress::new(args.json);
     progress.phase("planning");
-    let plan = plan(&archive, &request).await?;
+    let mut warn = |what: &str, e: &anyhow::Error| {
+        let text = format!("{what}; see to it that nobody prunes the archive meanwhile: {}", message(e));
+        progress.note(&text);
+        course.warnings.push(text);
+    };
+    // Before the plan: what that finds is to stay.
+    let lease = Held::take(&archive).await;
+    let lease = lease.inspect_err(|e| warn("this recovery takes no lease", e)).ok();
+    let plan = match plan(&archive, &request).await {
+        Ok(plan) => plan,
+        Err(e) => {
+            if let Some(lease) = lease {
+                // It expires by itself.
+                let _ = lease.end().await;
+            }
+            return Err(e);
+        }
+    };
+    if let Some(lease) = &lease {
+        let needs = LeasedPart {
+            snapshot: plan.snapshot.id.clone(),
+            timeline: plan.path.last().id,
+            oldest_binlog: plan.legs.first().and_then(|leg| leg.binlog.key_at(&archive.shard, 0)),
+        };
+        // It goes on protecting everything.
+        if let Err(e) = lease.narrow(needs).await {
+            progress.note(&format!("this recovery holds up every prune while it runs: {}", message(&e)));
+        }
+    }
     let summary = plan.summary();
     if !args.json {
         progress.note(&summary.to_string());
@@ -192,7 +222,16 @@ async fn attempt(
         restart: args.restart,
         verify_tables: args.verify == Some(Verify::Tables),
     };
+    // One that fails keeps its lease until that expires: the same command goes on with what was done.
     let mut recovered = recover(&archive, &plan, &settings, &progress, course).await?;
+    if let Some(lease) = lease
+        && let Err(e) = lease.end().await
+    {
+        progress.note(&format!(
+            "the lease of this recovery could not be ended, and expires by itself: {}",
+            message(&e)
+        ));
+    }
     if request.target == Target::Latest {
         let last = plan.last.as_ref().map(|stop| stop.commit_us);
         recovered.rpo_ms = last.map(|us| began_us.saturating_sub(us).max(0) as u64 / US_PER_MS);

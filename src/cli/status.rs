@@ -179,6 +179,9 @@ fn print(d: &Document) {
     if let Some(at) = d.last_seal_at {
         row("last seal", format_args!("{at}{}", ago(Some(at), d.at)));
     }
+    if let Some(at) = d.next_snapshot_at {
+        row("next", format_args!("snapshot at {at}, by the schedule"));
+    }
     if let Some(archive) = &d.archive {
         print_archive(archive, d.at);
     }

@@ -1,5 +1,7 @@
-//! Snapshots: asked for, taken, recorded.
+//! Snapshots: due, asked for, taken, recorded.
 
+mod crontab;
 pub mod errant;
 pub mod request;
+pub mod schedule;
 pub mod take;

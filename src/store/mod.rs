@@ -30,6 +30,8 @@ pub struct ObjectMeta {
     pub key: String,
     /// Bytes as stored.
     pub size_bytes: u64,
+    /// When it was written, by the store's clock, µs since the epoch; None where the store does not say.
+    pub modified_us: Option<i64>,
 }
 
 /// Names one content of one object, for [`Put::IfMatch`]. Opaque.

@@ -39,6 +39,7 @@ use errors::Call;
 mod errors;
 mod upload;
 
+const US_PER_S: i64 = 1_000_000;
 /// The first one and two more, within [`CALL_TIMEOUT`].
 const ATTEMPTS: u32 = 3;
 /// Leaves room for the waits between attempts.
@@ -287,6 +288,7 @@ impl Store for S3Store {
                     objects.push(ObjectMeta {
                         key: key.to_owned(),
                         size_bytes,
+                        modified_us: object.last_modified.and_then(|at| at.secs().checked_mul(US_PER_S)),
                     });
                 }
             }

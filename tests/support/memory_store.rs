@@ -142,6 +142,7 @@ impl Store for MemoryStore {
             .map(|(key, (bytes, _))| ObjectMeta {
                 key: key.clone(),
                 size_bytes: bytes.len() as u64,
+                modified_us: None,
             });
         Ok(listed.collect())
     }

@@ -71,7 +71,7 @@ impl Node {
             "shard = \"{SHARD}\"\n\
              [mysql]\nsocket = \"{}\"\nuser = \"mysql_pitr\"\npassword_file = \"{}\"\n\
              [store]\nurl = \"file://{}\"\n\
-             [snapshot]\nstaging_dir = \"{}\"\n\
+             [snapshot]\nschedule = \"off\"\nstaging_dir = \"{}\"\n\
              [recover]\nmysqld = \"{}\"\n\
              [state]\npath = \"{}\"\n{}",
             server.socket.display(),

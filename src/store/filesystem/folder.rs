@@ -224,7 +224,15 @@ impl Folder {
                     && let Some(metadata) = present(entry.metadata()).map_err(error)?
                 {
                     let size_bytes = metadata.len();
-                    found.push(ObjectMeta { key: name, size_bytes });
+                    let modified = metadata
+                        .modified()
+                        .ok()
+                        .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+                    found.push(ObjectMeta {
+                        key: name,
+                        size_bytes,
+                        modified_us: modified.and_then(|since| i64::try_from(since.as_micros()).ok()),
+                    });
                 }
             }
         }

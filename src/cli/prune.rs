@@ -1,0 +1,131 @@
+//! `mysql-pitr prune`
+
+use anyhow::anyhow;
+use serde::Serialize;
+
+use crate::{
+    agent,
+    config::Config,
+    retention::{
+        apply::{Applied, apply},
+        holdings::Holdings,
+        plan::{Kind, Plan, plan},
+    },
+    support::{
+        hint::{OrHint, message},
+        progress::{Progress, human_bytes},
+    },
+};
+
+use super::output::{self, count, say};
+
+/// Delete what no rule of [retention] keeps: old snapshots, the binlogs before those that stay, and leftovers
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Delete. Without it the plan is shown and nothing is done.
+    #[arg(long)]
+    yes: bool,
+    /// Print as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  mysql-pitr prune           what would go, and why
+  mysql-pitr prune --yes     let it go";
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    plan: &'a Plan,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    applied: Option<&'a Applied>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<String>,
+}
+
+pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
+    let archive = agent::archive(config).await?;
+    let progress = Progress::new(args.json);
+    progress.phase("planning");
+    let holdings = Holdings::of(&archive).await?;
+    let plan = plan(&archive.shard, &holdings, &config.retention, archive.clock.now_us())?;
+    drop(holdings);
+    if !args.json {
+        print(&plan);
+    }
+    let (mut applied, mut done) = (Applied::default(), Ok(()));
+    if args.yes && plan.held_up.is_none() {
+        done = apply(&archive, &plan, &mut applied, &progress).await;
+    }
+    drop(progress);
+    if args.json {
+        output::json(&Answer {
+            plan: &plan,
+            applied: args.yes.then_some(&applied),
+            failure: done.as_ref().err().map(message),
+        })?;
+    } else if args.yes {
+        say!("deleted {}", count(applied.objects_deleted, "object"));
+        applied
+            .refused
+            .iter()
+            .for_each(|r| say!("  REFUSED  {}: {}", r.name, r.reason));
+    } else if !plan.deletions.is_empty() {
+        say!("nothing was done; --yes deletes");
+    }
+    done?;
+    match applied.refused.len() {
+        0 => Ok(()),
+        refused => Err(anyhow!("the store did not let {} go", count(refused, "object")))
+            .hint("see whether Object Lock or a legal hold keeps them, and whether these credentials may delete"),
+    }
+}
+
+fn print(plan: &Plan) {
+    for history in &plan.histories {
+        let what = if history.current { "current history" } else { "other history" };
+        let from = history.from.map_or("nothing is recoverable yet".to_owned(), |from| {
+            format!("recoverable from {from} on")
+        });
+        say!(
+            "{what} (timeline {}): {} and {} stay, {from}",
+            history.timeline,
+            count(history.snapshots.len(), "snapshot"),
+            count(history.binlogs, "binlog"),
+        );
+    }
+    plan.leases
+        .iter()
+        .for_each(|id| say!("recovery {id} is under way: what it needs stays"));
+    plan.warnings.iter().for_each(|what| say!("at fault, and stays: {what}"));
+    if let Some(why) = &plan.held_up {
+        say!("nothing may go: {why}");
+        return;
+    }
+    if plan.deletions.is_empty() {
+        say!("there is nothing to delete");
+        return;
+    }
+    say!("to be deleted, in this order:");
+    for deletion in &plan.deletions {
+        let kind = match deletion.kind {
+            Kind::Request => "request",
+            Kind::Snapshot => "snapshot",
+            Kind::Binlog => "binlog",
+            Kind::Segments => "segments",
+            Kind::Orphan => "orphan",
+            Kind::Lease => "lease",
+        };
+        say!(
+            "  {kind:<9} {} ({}, {}): {}",
+            deletion.name,
+            count(deletion.keys.len(), "object"),
+            human_bytes(deletion.bytes),
+            deletion.reason
+        );
+    }
+    let objects = plan.deletions.iter().map(|d| d.keys.len()).sum();
+    say!("in all {}, {}", count(objects, "object"), human_bytes(plan.bytes()));
+}
