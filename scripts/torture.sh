@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 
 export MYSQL_PITR_ROUNDS=${ROUNDS:-200}
 [[ -z ${SEED:-} ]] || export MYSQL_PITR_SEED=$SEED
-exec scripts/test.sh --test torture -- --nocapture
+exec scripts/test.sh --test servers torture:: -- --nocapture

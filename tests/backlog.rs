@@ -1,7 +1,6 @@
 //! After an outage: closed binlogs are stored beside the live one, in order, whoever dies on the way; and a server is never harmed by
 //! a store that is away or a disk that fills up.
 
-mod support;
 
 use std::{
     env, fs,
@@ -14,7 +13,7 @@ use mysql_pitr::archive::{
     records::{Ending, Reason},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use support::{
+use crate::support::{
     eventually,
     load::{server_binlogs, write_binlog},
     mysql::Server,

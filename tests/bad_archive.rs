@@ -1,7 +1,6 @@
 //! Damage in the archive, and targets that it cannot reach: each ends in one clear error that names the object, and leaves
 //! nothing that starts.
 
-mod support;
 
 use std::{
     fs,
@@ -10,7 +9,7 @@ use std::{
     thread,
 };
 
-use support::{
+use crate::support::{
     golden::assert_error,
     mysql::{Server, mysqld},
     node::{Node, SHARD, path_text},
@@ -359,7 +358,7 @@ async fn another_recovery_in_the_target_is_refused_until_it_is_thrown_away() {
     let command = ["recover", LATEST, "--target-dir", path_text(&target)];
     let mut first = node.command(&command).kill_on_drop(true).spawn().unwrap();
     let journal = target.join(".mysql-pitr-recovery/recovery.json");
-    support::eventually("the snapshot is unpacked", async || {
+    crate::support::eventually("the snapshot is unpacked", async || {
         fs::read_to_string(&journal).is_ok_and(|text| text.contains("\"unpacked\""))
     })
     .await;

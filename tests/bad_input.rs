@@ -1,6 +1,5 @@
 //! Servers, configurations and disks as they should not be: each ends in one clear error that says what to do.
 
-mod support;
 
 use std::{
     fs,
@@ -9,7 +8,7 @@ use std::{
 };
 
 use nix::unistd::geteuid;
-use support::{
+use crate::support::{
     eventually,
     golden::{assert_error, assert_text},
     mysql::{PASSWORD, Server},

@@ -1,10 +1,9 @@
 //! A snapshot that a candidate takes holds the primary's history: from a replica that replicates only, and what it executed by itself
 //! is named, carried, and part of what a recovery is compared with.
 
-mod support;
 
 use mysql_pitr::binlog::gtid::GtidSet;
-use support::{
+use crate::support::{
     eventually,
     mysql::{PASSWORD, Server},
     node::{Node, path_text},

@@ -4,7 +4,6 @@
 //! is killed. What the server held after every transaction is kept here, outside MySQL. `MYSQL_PITR_SEED` repeats a run;
 //! `MYSQL_PITR_TARGETS` sets how many targets are tried.
 
-mod support;
 
 use std::{collections::BTreeMap, env, fs, rc::Rc, time::Instant};
 
@@ -15,7 +14,7 @@ use mysql_pitr::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::Value;
-use support::{
+use crate::support::{
     mysql::Server,
     node::{Agent, Node},
     story::assert_same,

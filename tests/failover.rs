@@ -1,7 +1,6 @@
 //! Promotions, on real servers that replicate: nothing that the new primary holds is missing from the archive's path, and nothing that it
 //! lacks comes back.
 
-mod support;
 
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use mysql_pitr::{
     archive::records::{Reason, SnapshotState, Timeline},
     binlog::gtid::GtidSet,
 };
-use support::{
+use crate::support::{
     eventually,
     golden::{assert_error, assert_text},
     mysql::Server,

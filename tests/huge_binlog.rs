@@ -1,6 +1,5 @@
 //! A binlog above 4 GiB, which one transaction makes: positions in its events' headers have only 32 bits.
 
-mod support;
 
 use std::{env, fs::File, io, path::Path};
 
@@ -12,7 +11,7 @@ use mysql_pitr::{
     },
 };
 use sha2::{Digest, Sha256};
-use support::{
+use crate::support::{
     eventually,
     mysql::{START_TIMEOUT, Server},
     node::{Node, peak_memory_bytes},

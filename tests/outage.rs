@@ -1,7 +1,5 @@
 //! A store that hangs and a disk that fills up harm no server.
-#![cfg(feature = "aws")]
 
-mod support;
 
 use std::{
     fs,
@@ -13,7 +11,7 @@ use std::{
 };
 
 use mysql_pitr::mysql::query::Session;
-use support::{
+use crate::support::{
     eventually,
     load::{server_binlogs, write_binlog},
     moto::{Moto, make_bucket, s3_node},

@@ -1,7 +1,6 @@
 //! Plans over histories that no server wrote: targets, stitching, gaps, damage, and what may be left out. The timelines' records are
 //! written as agents of recovered or promoted servers would claim them.
 
-mod support;
 
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use mysql_pitr::{
         target::{Position, Target},
     },
 };
-use support::{
+use crate::support::{
     golden::assert_error,
     made::{Made, at, end_of, gtid, gtids, server},
     node::peak_memory_bytes,
@@ -247,7 +246,7 @@ async fn i8_a_time_inside_a_gap_is_not_answered_with_a_later_state() {
 #[tokio::test]
 async fn i8_the_latest_possible_state_is_the_one_before_the_gap() {
     let made = purged();
-    made.remove(&format!("{}/snapshots/b.json", support::node::SHARD));
+    made.remove(&format!("{}/snapshots/b.json", crate::support::node::SHARD));
     refused(&made, "gap: no snapshot behind it", latest()).await;
     for request in [latest(), time(300), Request::new(Target::Set(gtids(1, 1, 25)))] {
         let plan = leads_to(&made, possible(request), &gtids(1, 1, 10)).await;
@@ -327,7 +326,7 @@ async fn i13_what_was_left_out_does_not_come_back() {
 #[tokio::test]
 async fn damage_stops_only_what_needs_it() {
     let made = simple();
-    let shard = support::node::SHARD;
+    let shard = crate::support::node::SHARD;
     made.snapshot("b", 1, 1, gtids(1, 1, 10), 105);
     made.damage(&format!("{shard}/snapshots/b.json"));
     let plan = leads_to(&made, latest(), &gtids(1, 1, 30)).await;
@@ -385,7 +384,7 @@ async fn damage_stops_only_what_needs_it() {
 async fn a_timeline_that_cannot_be_read_matters_where_it_may_be_the_current_one() {
     let made = failed_over();
     made.timeline(3, Some(1), 9, gtids(1, 1, 3), none());
-    made.damage(&format!("{}/timelines/00000003.json", support::node::SHARD));
+    made.damage(&format!("{}/timelines/00000003.json", crate::support::node::SHARD));
     refused(&made, "timeline: the newest is damaged", latest()).await;
     let chosen = Request {
         timeline: Some(2),
@@ -416,7 +415,7 @@ async fn ten_thousand_manifests_are_planned_over_quickly() {
     let config = made.dir.path().join("mysql-pitr.toml");
     let text = format!(
         "shard = \"{}\"\n[store]\nurl = \"file://{}\"\n[mysql]\nsocket = \"/nowhere\"\nuser = \"nobody\"\n",
-        support::node::SHARD,
+        crate::support::node::SHARD,
         made.dir.path().display()
     );
     std::fs::write(&config, text).unwrap();

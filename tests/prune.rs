@@ -1,6 +1,5 @@
 //! What retention deletes, nobody misses: whatever it was in the middle of when it died, and whoever recovers meanwhile.
 
-mod support;
 
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
@@ -29,7 +28,7 @@ use mysql_pitr::{
     support::{clock::now_us, progress::Progress},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use support::{
+use crate::support::{
     made::{Made, at, gtid, gtids},
     mysql::Server,
     node::Node,

@@ -1,12 +1,11 @@
 //! What a recovery proves, what it says of what it cannot do, and the report that it leaves.
 
-mod support;
 
 use std::{fs, io::Read, path::Path};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use support::{
+use crate::support::{
     mysql::Server,
     node::{Node, path_text},
     shipped::objects,
@@ -105,7 +104,7 @@ async fn i7_every_table_is_checked_and_a_damaged_one_is_named() {
     }
     assert!(printed["rpo_ms"].as_u64().is_some());
     let text = fs::read_to_string(&file).unwrap();
-    assert!(!text.contains(support::mysql::PASSWORD), "{text}");
+    assert!(!text.contains(crate::support::mysql::PASSWORD), "{text}");
 
     damage_table_in_snapshot(&node, "d/damaged.ibd");
     let target = node.target("damaged");

@@ -1,7 +1,6 @@
 //! The node's role: found in every situation that was recorded, kept through everything else, and never waiting for a poll where the
 //! server itself has changed. Orchestrator is a fake server that gives recorded answers.
 
-mod support;
 
 use std::{
     io::Write,
@@ -16,7 +15,7 @@ use mysql_pitr::{
     ship::standing::Standing,
     support::{hint::render, secret::Secret},
 };
-use support::{
+use crate::support::{
     eventually,
     golden::assert_text,
     mysql::Server,
@@ -375,7 +374,7 @@ async fn a_changed_server_asks_at_once_and_the_last_role_outlives_an_outage() {
     let me = server.port;
     let fake = FakeOrchestrator::start(&[PRIMARY, me]).await;
     fake.candidate(me, true);
-    let patience = support::node::PATIENCE;
+    let patience = crate::support::node::PATIENCE;
     let watch = Watch::start(
         server.agent_endpoint(),
         Some(Options {

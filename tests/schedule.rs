@@ -1,6 +1,5 @@
 //! Snapshots by the schedule: one for each run, never two at a time, and one for all that were missed.
 
-mod support;
 
 use std::{fs, time::Duration};
 
@@ -10,7 +9,7 @@ use mysql_pitr::{
     snapshot::schedule::Schedule,
     support::clock::now_us,
 };
-use support::{eventually, mysql::Server, node::Node};
+use crate::support::{eventually, mysql::Server, node::Node};
 
 const OFF: &str = "schedule = \"off\"";
 const EVERY_FEW_SECONDS: &str = "*/2 * * * * *";

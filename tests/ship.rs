@@ -1,6 +1,5 @@
 //! What the agent ships equals what the server wrote, whoever dies on the way.
 
-mod support;
 
 use std::{env, fs, process::Command, sync::Arc, time::Duration};
 
@@ -9,7 +8,7 @@ use mysql_pitr::archive::{
     records::{Ending, Reason, SnapshotState, Timeline},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use support::{
+use crate::support::{
     eventually,
     mysql::Server,
     node::{Node, PATIENCE, SHARD, path_text},

@@ -1,9 +1,7 @@
 //! The journey over S3: shipped, snapshot and recovered through a bucket.
-#![cfg(feature = "aws")]
 
-mod support;
 
-use support::{
+use crate::support::{
     eventually,
     golden::assert_error,
     moto::{Moto, http, make_bucket, s3_node},

@@ -1,6 +1,5 @@
 //! The agent's connections over TCP, with TLS and without.
 
-mod support;
 
 use mysql_pitr::{
     mysql::{
@@ -11,7 +10,7 @@ use mysql_pitr::{
     },
     support::{hint::render, secret::Secret},
 };
-use support::{
+use crate::support::{
     mysql::{PASSWORD, Server},
     node::Node,
 };

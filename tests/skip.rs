@@ -1,9 +1,8 @@
 //! A transaction that is left out: an empty one takes its place on a real server, and the next recovery leaves it out too.
 
-mod support;
 
 use mysql_pitr::archive::records::DESCENT_FILE;
-use support::{mysql::Server, node::Node};
+use crate::support::{mysql::Server, node::Node};
 
 async fn notes(server: &Server) -> Vec<String> {
     let sql = "SELECT note FROM shop.orders ORDER BY id";

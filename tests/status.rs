@@ -1,11 +1,10 @@
 //! What the agent says of itself is true while it ships, while it cannot, and when it is not there.
 
-mod support;
 
 use std::{fs, net::SocketAddr, time::Duration};
 
 use mysql_pitr::{agent::document::Document, orchestrator::Role};
-use support::{
+use crate::support::{
     eventually,
     mysql::Server,
     node::{Agent, Node, PATIENCE},
@@ -238,7 +237,7 @@ async fn without_an_agent_status_tells_what_the_archive_holds() {
     // It has to grow old.
     tokio::time::sleep(Duration::from_secs(3)).await;
     node.reconfigure("listen = \"off\"", "listen = \"127.0.0.1:0\"");
-    let store = node.archive_dir.join(support::node::SHARD);
+    let store = node.archive_dir.join(crate::support::node::SHARD);
     let elsewhere = node.target("elsewhere");
     fs::rename(&store, &elsewhere).unwrap();
     fs::write(&store, "in the way").unwrap();

@@ -7,20 +7,16 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use mysql_pitr::store::{GET_BYTES_MAX, Put, SharedStore, Store, StoreError, Upload, Version};
 use tokio::io::AsyncReadExt;
 
-mod support;
 
-#[path = "store_conformance/filesystem.rs"]
 mod filesystem;
-#[path = "store_conformance/memory.rs"]
 mod memory;
 #[cfg(feature = "aws")]
-#[path = "store_conformance/s3.rs"]
 mod s3;
 
 /// Runs every case on the stores that `$fixture` makes; a fixture lives as long as its case.
 macro_rules! conformance {
     ($fixture:expr) => {
-        $crate::conformance!($fixture,
+        $crate::store_conformance::conformance!($fixture,
             an_object_comes_back_as_it_was_put,
             a_second_creation_loses_and_changes_nothing,
             one_of_many_racing_creations_wins,
@@ -45,7 +41,7 @@ macro_rules! conformance {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $case() {
             let fixture = $fixture.await;
-            $crate::$case(fixture.store()).await;
+            $crate::store_conformance::$case(fixture.store()).await;
         })*
     };
 }

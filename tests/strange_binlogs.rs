@@ -1,10 +1,9 @@
 //! The demo's story on binlogs that it was not made for: huge events, encryption, compression, no checksums.
 
-mod support;
 
 use std::{fs, path::Path, process::Command};
 
-use support::{
+use crate::support::{
     mysql::Server,
     node::peak_memory_bytes,
     story::{Story, assert_holds},
@@ -66,7 +65,7 @@ async fn encrypted_binlogs_come_back() {
     let active = "SELECT COUNT(*) FROM performance_schema.keyring_component_status \
         WHERE status_key = 'Component_status' AND status_value = 'Active'";
     if server.root().await.one::<(u64,)>(active).await.unwrap().0 == 0 {
-        return support::skipped("binlog_encryption: this mysqld loads no keyring component; scripts/mysql.sh has one that does");
+        return crate::support::skipped("binlog_encryption: this mysqld loads no keyring component; scripts/mysql.sh has one that does");
     }
     server.execute(&["SET GLOBAL binlog_encryption = ON"]).await;
     let story = Story::begin_on(server, "CREATE TABLE story.t (id INT PRIMARY KEY, v TEXT)").await;
@@ -87,7 +86,7 @@ async fn encrypted_binlogs_come_back() {
     story.recover(&last, &["--latest"]).await;
     story.node.wait_sealed(2).await;
     let Some(mysqlbinlog) = std::env::var_os("MYSQL_PITR_MYSQLBINLOG") else {
-        support::skipped("comparing encrypted binlogs with mysqlbinlog's output: MYSQL_PITR_MYSQLBINLOG is not set");
+        crate::support::skipped("comparing encrypted binlogs with mysqlbinlog's output: MYSQL_PITR_MYSQLBINLOG is not set");
         return story.end().await;
     };
     for (binlog, bytes) in story.sealed().await {

@@ -1,8 +1,7 @@
 //! The demo's story on schemas that it was not made for: every type, everything that hangs on tables, DDL of every kind.
 
-mod support;
 
-use support::{
+use crate::support::{
     mysql::START_TIMEOUT,
     story::{Story, wait_until},
 };
@@ -31,7 +30,7 @@ async fn every_type_comes_back() {
     if has_vectors {
         story.run(&format!("USE replayed; {VECTORS}")).await;
     } else {
-        support::skipped("vectors: this server has none");
+        crate::support::skipped("vectors: this server has none");
     }
     for schema in ["cloned", "replayed"] {
         story.run(&format!("USE {schema}; {CHANGES}")).await;

@@ -1,15 +1,14 @@
 //! The demo's story on transactions that it was not made for: XA, tags, foreign GTIDs, commit times that lie.
 
-mod support;
 
 use std::fmt::Write;
 
 use mysql_pitr::support::clock::{format_utc, parse_rfc3339};
 use serde_json::json;
-use support::story::Story;
+use crate::support::story::Story;
 use uuid::Uuid;
 
-async fn xa_recover(server: &support::mysql::Server) -> Vec<String> {
+async fn xa_recover(server: &crate::support::mysql::Server) -> Vec<String> {
     let rows: Vec<(i64, i64, i64, String)> = server.root().await.rows("XA RECOVER CONVERT XID").await.unwrap();
     let mut xids: Vec<String> = rows
         .into_iter()

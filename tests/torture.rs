@@ -8,7 +8,6 @@
 #[path = "../demo/client.rs"]
 #[allow(dead_code)]
 mod client;
-mod support;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +28,7 @@ use mysql_pitr::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use sha2::{Digest, Sha256};
-use support::{eventually, mysql::Server, shard::Shard, truth::truth};
+use crate::support::{eventually, mysql::Server, shard::Shard, truth::truth};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 /// In `make test`: with the set-up and the recoveries, two minutes or so.

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use mysql_pitr::store::{CALL_TIMEOUT, Put, SharedStore, Store, StoreError, filesystem::FilesystemStore};
 use tempfile::TempDir;
 
-use crate::{MIB, RACERS, content, create, keys, pattern};
+use super::{MIB, RACERS, content, create, keys, pattern};
 
 struct Folder(TempDir);
 
@@ -43,7 +43,7 @@ impl Folder {
     }
 }
 
-crate::conformance!(Folder::make());
+crate::store_conformance::conformance!(Folder::make());
 
 fn assert_refused<T>(result: Result<T, StoreError>, text: &str) {
     match result {

@@ -15,4 +15,4 @@ impl Fixture {
     }
 }
 
-crate::conformance!(async { Fixture(FaultyStore::new(Arc::new(MemoryStore::default()), 1)) });
+crate::store_conformance::conformance!(async { Fixture(FaultyStore::new(Arc::new(MemoryStore::default()), 1)) });

@@ -20,7 +20,8 @@ use mysql_pitr::store::{
     s3::{S3Options, S3Store},
 };
 
-use crate::{MIB, content, create, keys, pattern, read_all, support::moto::Moto, write_in_pieces};
+use super::{MIB, content, create, keys, pattern, read_all, write_in_pieces};
+use crate::support::moto::Moto;
 
 const REGION: &str = "eu-central-1";
 const SECRET: &str = "a-secret-that-nobody-prints";
@@ -93,7 +94,7 @@ impl Bucket {
     }
 }
 
-crate::conformance!(Bucket::make());
+crate::store_conformance::conformance!(Bucket::make());
 
 #[tokio::test]
 async fn large_objects_go_in_parts_and_small_ones_whole() {

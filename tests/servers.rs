@@ -1,0 +1,32 @@
+//! The tests against real servers, as one program: they wait more than they work, so they run side by side, and one program is
+//! linked once. A file per journey or capability; `cargo test --test servers status::` runs those of one.
+
+mod support;
+
+mod backlog;
+mod bad_archive;
+mod bad_input;
+mod candidate;
+mod exact_targets;
+mod failover;
+mod huge_binlog;
+mod journey;
+#[cfg(feature = "aws")]
+mod outage;
+mod plan;
+mod prune;
+mod recover_proof;
+mod recover_resume;
+mod role;
+mod schedule;
+mod ship;
+#[cfg(feature = "aws")]
+mod ship_s3;
+mod ship_tcp;
+mod skip;
+mod status;
+mod store_conformance;
+mod strange_binlogs;
+mod strange_inputs;
+mod strange_transactions;
+mod torture;
