@@ -81,6 +81,31 @@ data "aws_iam_policy_document" "archive" {
   }
 }
 
+# Where the agents lock what they write ([store] object_lock). A default retention of the bucket needs no such right. A lock can be lengthened by it,
+# up to this many days from now, and never be shortened.
+resource "aws_iam_role_policy" "object_lock" {
+  count  = var.object_lock_days == null ? 0 : 1
+  name   = "object-lock"
+  role   = aws_iam_role.agent.id
+  policy = data.aws_iam_policy_document.object_lock[0].json
+}
+
+data "aws_iam_policy_document" "object_lock" {
+  count = var.object_lock_days == null ? 0 : 1
+
+  statement {
+    sid       = "LockForAWhile"
+    actions   = ["s3:PutObjectRetention"]
+    resources = concat(["${local.objects}/*"], var.replica == null ? [] : ["${local.replicas}/*"])
+
+    condition {
+      test     = "NumericLessThanEquals"
+      variable = "s3:object-lock-remaining-retention-days"
+      values   = [var.object_lock_days]
+    }
+  }
+}
+
 # The DR region's bucket: looked at always, to know how far it is behind.
 resource "aws_iam_role_policy" "replica" {
   count  = var.replica == null ? 0 : 1

@@ -35,6 +35,12 @@ variable "replica" {
   default     = null
 }
 
+variable "object_lock_days" {
+  description = "So long at most the agent may lock what it writes; null: it sets no locks, the bucket has a default retention or none."
+  type        = number
+  default     = null
+}
+
 variable "ebs" {
   description = "For EBS snapshots, {home_region, dr_region, kms_key_arns, undo}: where the volumes are, where copies go (null: no copies), the keys of the volumes and of the copies (none where neither is encrypted), and whether unfinished snapshots may be deleted. null: no EBS snapshots."
   type = object({

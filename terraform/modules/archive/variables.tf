@@ -21,8 +21,8 @@ variable "shards" {
 }
 
 variable "object_lock" {
-  description = "The default retention of new objects in both buckets, {mode, days}; null: no Object Lock. Only when the buckets are made."
-  type        = object({ mode = string, days = number })
+  description = "Object Lock of both buckets, {mode, days}: with days the default retention of every new version, without the agents lock what they write. null: none. Only when the buckets are made."
+  type        = object({ mode = optional(string, "GOVERNANCE"), days = optional(number) })
   default     = null
 }
 

@@ -73,7 +73,7 @@ resource "aws_s3_bucket_logging" "archive" {
 
 # For new versions. It holds what prune would delete early, and what somebody deletes who may not.
 resource "aws_s3_bucket_object_lock_configuration" "archive" {
-  count  = var.object_lock == null ? 0 : 1
+  count  = try(var.object_lock.days, null) == null ? 0 : 1
   bucket = aws_s3_bucket.archive.id
 
   rule {

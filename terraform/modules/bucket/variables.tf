@@ -21,12 +21,12 @@ variable "shards" {
 }
 
 variable "object_lock" {
-  description = "The default retention of new objects, {mode, days}; null: no Object Lock. It can be switched on only when the bucket is made. GOVERNANCE can be lifted by who may bypass it; COMPLIANCE by nobody, the account's root included."
-  type        = object({ mode = string, days = number })
+  description = "Object Lock, {mode, days}: with days the default retention of every new version, without (days = null) the agents lock what they write, for as long as they are told to. null: no Object Lock. It can be switched on only when the bucket is made. GOVERNANCE can be lifted by who may bypass it; COMPLIANCE by nobody, the account's root included."
+  type        = object({ mode = optional(string, "GOVERNANCE"), days = optional(number) })
   default     = null
 
   validation {
-    condition     = var.object_lock == null ? true : contains(["GOVERNANCE", "COMPLIANCE"], var.object_lock.mode) && var.object_lock.days >= 1
+    condition     = var.object_lock == null ? true : contains(["COMPLIANCE", "GOVERNANCE"], var.object_lock.mode) && coalesce(var.object_lock.days, 1) >= 1
     error_message = "The mode is GOVERNANCE or COMPLIANCE, and days at least 1."
   }
 }

@@ -58,6 +58,19 @@ data "aws_iam_policy_document" "prune" {
     resources = [for shard in var.shards : "${var.bucket_arn}/${local.prefix}${shard}/*"]
   }
 
+  # In a bucket with Object Lock a deletion only hides what is locked: prune looks first, and says what it leaves.
+  statement {
+    sid       = "SeeLocks"
+    actions   = ["s3:GetObjectLegalHold", "s3:GetObjectRetention"]
+    resources = [for shard in var.shards : "${var.bucket_arn}/${local.prefix}${shard}/*"]
+  }
+
+  statement {
+    sid       = "SeeWhetherThereAreLocks"
+    actions   = ["s3:GetBucketObjectLockConfiguration"]
+    resources = [var.bucket_arn]
+  }
+
   statement {
     sid       = "Decrypt"
     actions   = ["kms:Decrypt"]
