@@ -144,6 +144,8 @@ struct Row {
     call: String,
     actions: BTreeSet<String>,
     roles: BTreeSet<String>,
+    /// Nothing makes the call yet.
+    is_planned: bool,
 }
 
 fn table() -> Vec<Row> {
@@ -158,6 +160,7 @@ fn table() -> Vec<Row> {
                 call: cells[0].trim_matches('`').to_owned(),
                 actions: cells[1].split_whitespace().map(|a| a.trim_matches('`').to_owned()).collect(),
                 roles: cells[2].split(", ").map(str::to_owned).collect(),
+                is_planned: cells[3].ends_with("(planned)"),
             }
         })
         .collect();
@@ -274,7 +277,7 @@ fn every_call_is_in_the_table() {
         "the parser is broken: {called:?}"
     );
     for row in &rows {
-        if !called.contains(&row.call) {
+        if !row.is_planned && !called.contains(&row.call) {
             faults.push(format!(
                 "{TABLE}: nothing in src calls `{}`: remove the row, and its actions from the policies",
                 row.call
@@ -319,6 +322,8 @@ fn no_role_reaches_beyond_its_shard() {
                 assert!(!action.contains('*'), "{name}: {action}");
                 let is_bounded = match action.split_once(':').unwrap() {
                     // By a prefix, in the ARN or as a condition.
+                    // Says nothing of any object.
+                    ("s3", "GetBucketObjectLockConfiguration") => true,
                     ("s3", "ListBucket") => s.text.contains("\"s3:prefix\"") && s.text.contains("shard}/*\""),
                     ("s3", _) => {
                         s.resources.contains("shard}/")

@@ -26,7 +26,7 @@ data "aws_iam_policy_document" "ebs" {
 
   statement {
     sid     = "SnapshotTheVolumes"
-    actions = ["ec2:CreateSnapshots"]
+    actions = ["ec2:CreateSnapshot", "ec2:CreateSnapshots"]
     resources = [
       "${local.ec2}:${var.ebs.home_region}:*:instance/*",
       "${local.ec2}:${var.ebs.home_region}:*:volume/*",
@@ -41,7 +41,7 @@ data "aws_iam_policy_document" "ebs" {
 
   statement {
     sid       = "SnapshotTagged"
-    actions   = ["ec2:CreateSnapshots"]
+    actions   = ["ec2:CreateSnapshot", "ec2:CreateSnapshots"]
     resources = ["${local.ec2}:${var.ebs.home_region}::snapshot/*"]
 
     condition {
@@ -59,7 +59,7 @@ data "aws_iam_policy_document" "ebs" {
     condition {
       test     = "StringEquals"
       variable = "ec2:CreateAction"
-      values   = ["CopySnapshot", "CreateSnapshots"]
+      values   = ["CopySnapshot", "CreateSnapshot", "CreateSnapshots"]
     }
   }
 
