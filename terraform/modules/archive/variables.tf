@@ -29,7 +29,7 @@ variable "object_lock" {
 variable "noncurrent_days" {
   description = "So long a version stays that was deleted or replaced."
   type        = number
-  default     = 30
+  default     = 14
 }
 
 variable "abort_uploads_days" {

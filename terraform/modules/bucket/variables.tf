@@ -34,7 +34,7 @@ variable "object_lock" {
 variable "noncurrent_days" {
   description = "So long a version stays that was deleted or replaced: the time to notice a wrong deletion."
   type        = number
-  default     = 30
+  default     = 14
 
   validation {
     condition     = var.noncurrent_days >= 1
