@@ -327,7 +327,7 @@ fn no_role_reaches_beyond_its_shard() {
                     ("s3", "ListBucket") => s.text.contains("\"s3:prefix\"") && s.text.contains("shard}/*\""),
                     ("s3", _) => {
                         s.resources.contains("shard}/")
-                            || ["\"${local.objects}/*\"", "\"${local.replicas}/*\""]
+                            || ["${local.objects}/", "${local.replicas}/"]
                                 .iter()
                                 .any(|r| s.resources.contains(r))
                     }

@@ -38,6 +38,7 @@ module "archive" {
   dr_transition       = { days = 30, storage_class = "STANDARD_IA" }
   replication_enabled = var.replication_enabled
   accept_replicas     = var.accept_replicas
+  return_enabled      = var.return_enabled
 }
 
 # The database nodes at home.
@@ -63,7 +64,7 @@ module "agent_home" {
   }
 }
 
-# The DR instance before and after the recovery: an agent of the DR region's archive, which looks at nothing at home.
+# The DR instance before and after the recovery: an agent of the DR region's archive. At home, if that can be reached, it looks, and fences.
 module "agent_dr" {
   source    = "../../modules/agent-role"
   providers = { aws = aws.dr }
@@ -73,6 +74,12 @@ module "agent_dr" {
   prefix      = "mysql"
   bucket_arn  = module.archive.dr.bucket_arn
   kms_key_arn = module.archive.dr.kms_key_arn
+
+  replica = {
+    bucket_arn  = module.archive.home.bucket_arn
+    kms_key_arn = module.archive.home.kms_key_arn
+    fenced      = true
+  }
 
   ebs = {
     home_region  = var.dr_region
@@ -105,6 +112,8 @@ module "prune_home" {
   bucket_arn  = module.archive.home.bucket_arn
   kms_key_arn = module.archive.home.kms_key_arn
   ebs_region  = var.home_region
+
+  replica_bucket_arn = module.archive.dr.bucket_arn
 }
 
 module "prune_dr" {

@@ -39,3 +39,9 @@ variable "accept_replicas" {
   type        = bool
   default     = true
 }
+
+variable "return_enabled" {
+  description = "True lets S3 copy from the DR region to home, to come back after a failover."
+  type        = bool
+  default     = false
+}

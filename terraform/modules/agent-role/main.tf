@@ -177,3 +177,33 @@ data "aws_iam_policy_document" "replica_write" {
     }
   }
 }
+
+# To take over from the other bucket is to put a fence there, where it can be reached.
+resource "aws_iam_role_policy" "replica_fence" {
+  count  = try(var.replica.fenced, false) ? 1 : 0
+  name   = "replica-fence"
+  role   = aws_iam_role.agent.id
+  policy = data.aws_iam_policy_document.replica_fence[0].json
+}
+
+data "aws_iam_policy_document" "replica_fence" {
+  count = try(var.replica.fenced, false) ? 1 : 0
+
+  statement {
+    sid       = "FenceReplica"
+    actions   = ["s3:PutObject"]
+    resources = ["${local.replicas}/fences/*"]
+  }
+
+  statement {
+    sid       = "EncryptFence"
+    actions   = ["kms:GenerateDataKey"]
+    resources = [var.replica.kms_key_arn]
+
+    condition {
+      test     = "StringLike"
+      variable = "kms:ViaService"
+      values   = ["s3.*.amazonaws.com"]
+    }
+  }
+}

@@ -30,9 +30,14 @@ variable "kms_key_arn" {
 }
 
 variable "replica" {
-  description = "The other region's bucket, {bucket_arn, kms_key_arn, written_by_agent}: watched, and with written_by_agent written, too; null: none."
-  type        = object({ bucket_arn = string, kms_key_arn = string, written_by_agent = optional(bool, false) })
-  default     = null
+  description = "The other region's bucket, {bucket_arn, kms_key_arn, written_by_agent, fenced}: watched; with written_by_agent written, too; with fenced a take-over can fence it. null: none."
+  type = object({
+    bucket_arn       = string
+    kms_key_arn      = string
+    written_by_agent = optional(bool, false)
+    fenced           = optional(bool, false)
+  })
+  default = null
 }
 
 variable "object_lock_days" {

@@ -16,6 +16,38 @@ module "home" {
   tags                 = var.tags
 }
 
+data "aws_region" "home" {
+  provider = aws.home
+}
+
+data "aws_region" "dr" {
+  provider = aws.dr
+}
+
+module "to_dr" {
+  source    = "../replication"
+  providers = { aws = aws.home }
+
+  source_bucket      = module.home
+  destination_bucket = module.dr
+  destination_region = data.aws_region.dr.region
+  enabled            = var.replication_enabled
+  storage_class      = var.dr_storage_class
+  tags               = var.tags
+}
+
+# The way back, for the time in which the DR bucket is the one that is shipped to.
+module "to_home" {
+  source    = "../replication"
+  providers = { aws = aws.dr }
+
+  source_bucket      = module.dr
+  destination_bucket = module.home
+  destination_region = data.aws_region.home.region
+  enabled            = var.return_enabled
+  tags               = var.tags
+}
+
 module "dr" {
   source    = "../bucket"
   providers = { aws = aws.dr }

@@ -73,6 +73,12 @@ variable "replication_enabled" {
   default     = true
 }
 
+variable "return_enabled" {
+  description = "True lets S3 copy from the DR region to home: after a failover, to come back. What was written before it was switched on needs S3 Batch Replication."
+  type        = bool
+  default     = false
+}
+
 variable "accept_replicas" {
   description = "False closes the DR bucket to copies from home: the fence of a failover."
   type        = bool

@@ -84,6 +84,30 @@ data "aws_iam_policy_document" "prune" {
   }
 }
 
+# Segments stay until the other region has their binlog sealed: prune looks.
+resource "aws_iam_role_policy" "replica" {
+  count  = var.replica_bucket_arn == null ? 0 : 1
+  name   = "replica"
+  role   = aws_iam_role.prune.id
+  policy = data.aws_iam_policy_document.replica[0].json
+}
+
+data "aws_iam_policy_document" "replica" {
+  count = var.replica_bucket_arn == null ? 0 : 1
+
+  statement {
+    sid       = "ListReplica"
+    actions   = ["s3:ListBucket"]
+    resources = [var.replica_bucket_arn]
+
+    condition {
+      test     = "StringLike"
+      variable = "s3:prefix"
+      values   = [for shard in var.shards : "${local.prefix}${shard}/*"]
+    }
+  }
+}
+
 resource "aws_iam_role_policy" "ebs" {
   count  = var.ebs_region == null ? 0 : 1
   name   = "ebs"

@@ -24,6 +24,12 @@ variable "kms_key_arn" {
   type        = string
 }
 
+variable "replica_bucket_arn" {
+  description = "The bucket that this one is copied to, of which prune sees what is there; null: none."
+  type        = string
+  default     = null
+}
+
 variable "ebs_region" {
   description = "The region whose EBS snapshots it deletes with their records; null: none."
   type        = string

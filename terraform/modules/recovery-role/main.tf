@@ -65,22 +65,6 @@ data "aws_iam_policy_document" "archive" {
     resources = ["${var.bucket_arn}/${local.prefix}${var.shard}/leases/*"]
   }
 
-  dynamic "statement" {
-    for_each = var.object_lock_days == null ? [] : [true]
-
-    content {
-      sid       = "LockForAWhile"
-      actions   = ["s3:PutObjectRetention"]
-      resources = ["${var.bucket_arn}/${local.prefix}${var.shard}/leases/*"]
-
-      condition {
-        test     = "NumericLessThanEquals"
-        variable = "s3:object-lock-remaining-retention-days"
-        values   = [var.object_lock_days]
-      }
-    }
-  }
-
   statement {
     sid       = "Encrypt"
     actions   = ["kms:Decrypt", "kms:GenerateDataKey"]

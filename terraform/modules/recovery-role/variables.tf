@@ -29,12 +29,6 @@ variable "kms_key_arn" {
   type        = string
 }
 
-variable "object_lock_days" {
-  description = "So long at most it may lock its leases, where [store] object_lock is set; null: no locks."
-  type        = number
-  default     = null
-}
-
 variable "ebs_kms_key_arns" {
   description = "The keys of that region's snapshot copies, and of the volumes that are made of them. Empty where neither is encrypted."
   type        = list(string)
