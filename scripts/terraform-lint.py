@@ -105,13 +105,14 @@ class Module:
                 self.fault(f"module.{name} is not given {missing}")
             for unknown in sorted(given - set(target.variables)):
                 self.fault(f"module.{name} knows no {unknown}")
-        readme = os.path.join(self.folder, "README.md")
         text = ""
-        if os.path.exists(readme):
-            with open(readme, encoding="utf-8") as file:
-                text = file.read()
-        elif "/modules/" in self.folder:
-            self.fault("there is no README.md")
+        if "/modules/" in self.folder:
+            readme = os.path.join(self.folder, "README.md")
+            if os.path.exists(readme):
+                with open(readme, encoding="utf-8") as file:
+                    text = file.read()
+            else:
+                self.fault("there is no README.md")
         for what, declared in (("variable", self.variables), ("output", self.outputs)):
             for name, body in declared.items():
                 if not plain(body.get("description", "")):

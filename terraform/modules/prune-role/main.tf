@@ -5,8 +5,6 @@ locals {
   prefix = var.prefix == "" ? "" : "${var.prefix}/"
 }
 
-data "aws_partition" "current" {}
-
 resource "aws_iam_role" "prune" {
   name               = var.name
   description        = "mysql-pitr prune"
@@ -104,42 +102,6 @@ data "aws_iam_policy_document" "replica" {
       test     = "StringLike"
       variable = "s3:prefix"
       values   = [for shard in var.shards : "${local.prefix}${shard}/*"]
-    }
-  }
-}
-
-resource "aws_iam_role_policy" "ebs" {
-  count  = var.ebs_region == null ? 0 : 1
-  name   = "ebs"
-  role   = aws_iam_role.prune.id
-  policy = data.aws_iam_policy_document.ebs[0].json
-}
-
-data "aws_iam_policy_document" "ebs" {
-  count = var.ebs_region == null ? 0 : 1
-
-  statement {
-    #checkov:skip=CKV_AWS_356:EC2's Describe calls take no resource; they change nothing.
-    sid       = "Look"
-    actions   = ["ec2:DescribeSnapshots"]
-    resources = ["*"]
-
-    condition {
-      test     = "StringEquals"
-      variable = "ec2:Region"
-      values   = [var.ebs_region]
-    }
-  }
-
-  statement {
-    sid       = "DeleteSnapshots"
-    actions   = ["ec2:DeleteSnapshot"]
-    resources = ["arn:${data.aws_partition.current.partition}:ec2:${var.ebs_region}::snapshot/*"]
-
-    condition {
-      test     = "StringEquals"
-      variable = "ec2:ResourceTag/mysql-pitr:shard"
-      values   = var.shards
     }
   }
 }

@@ -30,12 +30,6 @@ variable "replica_bucket_arn" {
   default     = null
 }
 
-variable "ebs_region" {
-  description = "The region whose EBS snapshots it deletes with their records; null: none."
-  type        = string
-  default     = null
-}
-
 variable "tags" {
   description = "Tags of the role and its profile."
   type        = map(string)

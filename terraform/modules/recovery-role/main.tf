@@ -88,7 +88,7 @@ data "aws_iam_policy_document" "ebs" {
   statement {
     #checkov:skip=CKV_AWS_356:EC2's Describe calls take no resource; they change nothing.
     sid       = "Look"
-    actions   = ["ec2:DescribeInstances", "ec2:DescribeSnapshots", "ec2:DescribeVolumes"]
+    actions   = ["ec2:DescribeVolumes"]
     resources = ["*"]
 
     condition {
