@@ -17,6 +17,7 @@ flock 9
 
 # The marker is made last: an installation that was interrupted is begun anew.
 if [ ! -e "$marker" ]; then
+    scripts/need.sh python3-venv python3 -c 'import ensurepip, venv' >&2
     rm -rf "$venv"
     python3 -m venv "$venv" >&2
     "$venv/bin/pip" install --quiet --disable-pip-version-check "ansible==$ansible" "ansible-lint==$lint" >&2

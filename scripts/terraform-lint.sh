@@ -18,6 +18,7 @@ flock 9
 
 # The marker is made last: an installation that was interrupted is begun anew.
 if [ ! -e "$marker" ]; then
+    scripts/need.sh python3-venv python3 -c 'import ensurepip, venv' >&2
     rm -rf "$venv"
     mkdir "$venv"
     python3 -m venv "$venv/hcl2" >&2
