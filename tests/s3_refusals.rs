@@ -24,7 +24,6 @@ enum Operation {
     Put,
     Get,
     List,
-    Delete,
 }
 
 fn store(endpoint: &str, owner: Option<&str>) -> SharedStore {
@@ -50,7 +49,6 @@ async fn error(store: &SharedStore, operation: &Operation) -> StoreError {
         Operation::Put => store.put("s/k", Bytes::from_static(b"x"), Put::IfAbsent).await.err(),
         Operation::Get => store.get("s/k").await.err(),
         Operation::List => store.list("s/", None).await.err(),
-        Operation::Delete => store.delete("s/k").await.err(),
     }
     .expect("it is refused")
 }
@@ -64,7 +62,7 @@ async fn every_refusal_names_what_is_missing_and_what_to_do() {
         "{ROLE}kms:GenerateDataKey on resource: arn:aws:kms:eu-west-1:111122223333:key/k because no identity-based policy allows the kms:GenerateDataKey action"
     );
     let denied_by_policy = format!(
-        "{ROLE}s3:DeleteObject on resource: \"arn:aws:s3:::backups/mysql/s/k\" with an explicit deny in a resource-based policy"
+        "{ROLE}s3:PutObject on resource: \"arn:aws:s3:::backups/mysql/s/k\" with an explicit deny in a resource-based policy"
     );
     let cases: [(&str, Operation, Answer, bool); 13] = [
         (
@@ -153,8 +151,8 @@ async fn every_refusal_names_what_is_missing_and_what_to_do() {
             false,
         ),
         (
-            "deleting is denied by a policy",
-            Operation::Delete,
+            "putting is denied by a policy",
+            Operation::Put,
             answer(403, "AccessDenied", denied_by_policy.leak(), ""),
             false,
         ),

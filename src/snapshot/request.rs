@@ -20,7 +20,7 @@ use crate::{
     store::{Put, StoreError},
     support::{
         clock::{self, Moment},
-        hint::with_hint,
+        hint::{message, with_hint},
         progress::Progress,
     },
 };
@@ -34,6 +34,8 @@ const TAKE_UP_PATIENCE: Duration = Duration::from_secs(30);
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Once it is being taken.
 const SLOW_WATCH_INTERVAL: Duration = Duration::from_secs(5);
+/// For whoever waits, while the store fails.
+const STORE_PATIENCE: Duration = Duration::from_mins(10);
 /// A snapshot that began so long ago is not under way any more: its agent may be dead.
 const UNDER_WAY_MAX_US: i64 = 24 * 3600 * 1_000_000;
 /// From one request to the one whose snapshot answers it, and on.
@@ -60,8 +62,19 @@ pub async fn wait(archive: &Archive, id: &str, progress: &Progress) -> anyhow::R
     progress.phase(&format!("request {id}"));
     let asked = Instant::now();
     let (mut patient_until, mut interval) = (asked + TAKE_UP_PATIENCE, WATCH_INTERVAL);
+    let mut answered = Instant::now();
     loop {
-        if let Some(snapshot) = answer_to(archive, id).await? {
+        let answer = match answer_to(archive, id).await {
+            // A snapshot may take hours, and the way to the store may be cut meanwhile.
+            Err(e) if is_transient(&e) && answered.elapsed() < STORE_PATIENCE => {
+                progress.update(|| format!("the store does not answer: {}", message(&e)));
+                sleep(SLOW_WATCH_INTERVAL).await;
+                continue;
+            }
+            answer => answer?,
+        };
+        answered = Instant::now();
+        if let Some(snapshot) = answer {
             match snapshot.state {
                 SnapshotState::Complete => return Ok(snapshot),
                 SnapshotState::Failed => bail!("snapshot {} failed: {}", snapshot.id, snapshot.failure.unwrap_or_default()),
@@ -96,6 +109,10 @@ pub async fn wait(archive: &Archive, id: &str, progress: &Progress) -> anyhow::R
         }
         sleep(interval).await;
     }
+}
+
+fn is_transient(e: &anyhow::Error) -> bool {
+    e.downcast_ref::<StoreError>().is_some_and(StoreError::is_transient)
 }
 
 /// The record of the snapshot that answers a request; None while nobody has taken it up.
