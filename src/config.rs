@@ -1,6 +1,9 @@
 //! The configuration file: parsed strictly, then validated into what the parts are handed.
 
 mod orchestrator;
+mod replica;
+
+pub use replica::{ReplicaSection, Replication};
 
 use std::{
     net::SocketAddr,
@@ -31,6 +34,8 @@ pub struct Config {
     mysql: Option<MysqlSection>,
     orchestrator: Option<orchestrator::OrchestratorSection>,
     pub store: StoreSection,
+    /// The other region's bucket.
+    pub replica: Option<ReplicaSection>,
     pub ship: ShipSection,
     pub snapshot: SnapshotSection,
     pub recover: RecoverSection,
@@ -48,6 +53,7 @@ struct File {
     mysql: Option<MysqlSection>,
     orchestrator: Option<orchestrator::OrchestratorSection>,
     store: StoreSection,
+    replica: Option<ReplicaSection>,
     #[serde(default)]
     ship: ShipSection,
     #[serde(default)]
@@ -337,6 +343,9 @@ impl Config {
             bail!("[mysql] needs either socket or host");
         }
         file.snapshot.schedule()?;
+        if let Some(replica) = &file.replica {
+            replica.validate(&file.store)?;
+        }
         if let Some(orchestrator) = &file.orchestrator {
             orchestrator.validate()?;
         }
@@ -345,6 +354,7 @@ impl Config {
             mysql: file.mysql,
             orchestrator: file.orchestrator,
             store: file.store,
+            replica: file.replica,
             ship: file.ship,
             snapshot: file.snapshot,
             recover: file.recover,
