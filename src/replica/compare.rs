@@ -140,6 +140,12 @@ impl Comparer {
         self.full = None;
     }
 
+    /// Whether both buckets have a timeline of one number that are not the same.
+    pub fn has_two_histories(&self) -> bool {
+        let prefix = keys::timelines_prefix(&self.home.shard);
+        self.differing.keys().any(|key| key.starts_with(&prefix))
+    }
+
     /// # Errors
     /// Where one of the stores does not answer. What was known is still known then.
     pub async fn look(&mut self) -> anyhow::Result<Look> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use bytes::BytesMut;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, future::try_join_all};
 use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::debug;
@@ -67,10 +67,8 @@ impl Copier {
             let done: Vec<u64> = match now {
                 [_] => vec![self.copy_one(first).await?],
                 many => {
-                    stream::iter(many.iter().map(|m| self.copy_one(m)))
-                        .buffered(SEGMENTS_IN_FLIGHT)
-                        .try_collect()
-                        .await?
+                    let copies: Vec<_> = many.iter().map(|m| self.copy_one(m).boxed()).collect();
+                    try_join_all(copies).await?
                 }
             };
             copied.objects += done.len() as u64;

@@ -6,5 +6,6 @@ pub mod copy;
 mod cutoff;
 pub mod object;
 mod order;
+pub mod take_over;
 
 pub use compare::{Behind, Comparer, Look};
