@@ -230,7 +230,10 @@ impl Metrics {
                 "mysql_pitr_replica_recoverable_from_timestamp_seconds",
                 "Begin of the window that the other region's bucket alone can recover.",
             ),
-            replica_recoverable_until: b.maybe("mysql_pitr_replica_recoverable_until_timestamp_seconds", "End of that window."),
+            replica_recoverable_until: b.maybe(
+                "mysql_pitr_replica_recoverable_until_timestamp_seconds",
+                "End of that window.",
+            ),
             replica_copied_bytes: b.total(
                 "mysql_pitr_replica_copied_bytes_total",
                 "Copied to the other region's bucket by this agent.",

@@ -17,6 +17,8 @@ mod plan;
 mod prune;
 mod recover_proof;
 mod recover_resume;
+#[cfg(feature = "aws")]
+mod replication;
 mod role;
 mod schedule;
 mod ship;

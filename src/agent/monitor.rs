@@ -25,8 +25,8 @@ use super::{
     health::complaint,
     http,
     publish::publish,
-    sampler::Sampler,
     replica::Seen,
+    sampler::Sampler,
     survey::Look,
 };
 

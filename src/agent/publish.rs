@@ -69,7 +69,10 @@ pub fn publish(metrics: &Metrics, d: &Document) {
         (&metrics.replica_behind_segments, behind.map(|b| b.segments)),
         (&metrics.replica_behind_snapshots, behind.map(|b| b.snapshots)),
         (&metrics.replica_behind_records, behind.map(|b| b.records)),
-        (&metrics.replica_differing, behind.and(replica).map(|r| r.differing.len() as u64)),
+        (
+            &metrics.replica_differing,
+            behind.and(replica).map(|r| r.differing.len() as u64),
+        ),
     ] {
         metric.set(count.map(|n| n as f64));
     }

@@ -153,7 +153,11 @@ impl Watcher {
                 }
                 Err(e) => {
                     if self.seen.failing.is_none() {
-                        warn!("the replica {} is not kept up with: {}", self.replica.store.url(), message(&e));
+                        warn!(
+                            "the replica {} is not kept up with: {}",
+                            self.replica.store.url(),
+                            message(&e)
+                        );
                         self.seen.failing = Some(Instant::now());
                         self.seen.view.failing_since = Some(Moment::now());
                     }
@@ -198,9 +202,11 @@ impl Watcher {
     }
 
     async fn look(&mut self) -> anyhow::Result<()> {
+        // What home stored since may be lacking.
+        let seen_at = Moment::now();
         let look = self.comparer.look().await?;
         let view = &mut self.seen.view;
-        (view.behind, view.seen_at, self.seen.at) = (Some(look.behind), Some(Moment::now()), Some(look.began));
+        (view.behind, view.seen_at, self.seen.at) = (Some(look.behind), Some(seen_at), Some(look.began));
         view.differing = look.differing;
         if view.differing.len() > self.told_differing {
             for what in &view.differing {
@@ -223,12 +229,7 @@ impl Watcher {
 }
 
 /// Watches the replica that the configuration names, for as long as the agent runs.
-pub(super) async fn run(
-    config: Config,
-    home: Archive,
-    standing: watch::Receiver<Standing>,
-    seen: watch::Sender<Option<Seen>>,
-) {
+pub(super) async fn run(config: Config, home: Archive, standing: watch::Receiver<Standing>, seen: watch::Sender<Option<Seen>>) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
     loop {
         match archive(&config).await {
@@ -247,7 +248,9 @@ pub(super) async fn run(
 
 /// One look, for a command that runs without an agent. What cannot be seen is told in the view.
 pub async fn look_once(config: &Config, home: &Archive, at_home: &ArchiveView) -> anyhow::Result<Option<ReplicaView>> {
-    let Some(replica) = archive(config).await? else { return Ok(None) };
+    let Some(replica) = archive(config).await? else {
+        return Ok(None);
+    };
     let Some(mut watcher) = Watcher::new(config, home.clone(), replica) else {
         return Ok(None);
     };
@@ -277,6 +280,11 @@ pub fn in_words(behind: &Behind) -> String {
         .collect();
     match counts.len() {
         0 => "by nothing".to_owned(),
-        _ => format!("by {:.0} s: {} ({})", behind.seconds, human_bytes(behind.bytes), counts.join(", ")),
+        _ => format!(
+            "by {:.0} s: {} ({})",
+            behind.seconds,
+            human_bytes(behind.bytes),
+            counts.join(", ")
+        ),
     }
 }

@@ -239,7 +239,10 @@ impl Surveyor {
             let before = self.tails.remove(tail.place()).filter(|t| t.bytes == bytes);
             let is_being_sealed = backlog.contains(&tail.place().name);
             let is_settled = self.shipping.is_none() || before.is_some() && !has_not_begun;
-            let matters = !self.is_replica && newest.as_ref() != Some(tail.place()) && path.inherited(holding.timeline).is_some() && !is_being_sealed;
+            let matters = !self.is_replica
+                && newest.as_ref() != Some(tail.place())
+                && path.inherited(holding.timeline).is_some()
+                && !is_being_sealed;
             holding.gtids = before.and_then(|t| t.gtids);
             if holding.gtids.is_none() && matters {
                 if is_settled {

@@ -7,11 +7,7 @@ use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::{
-    keys,
-    listing::Archive,
-    records::FORMAT_VERSION,
-};
+use super::{keys, listing::Archive, records::FORMAT_VERSION};
 use crate::{
     store::{Put, StoreError, Version},
     support::{clock::Moment, hint::with_hint},
@@ -126,7 +122,10 @@ impl Archive {
                 return Ok(());
             }
         }
-        Err(anyhow!("object {}/{key} is changed again and again by others", self.store.url()))
+        Err(anyhow!(
+            "object {}/{key} is changed again and again by others",
+            self.store.url()
+        ))
     }
 
     /// What was said in the other region of this store reaches it as soon as somebody sees both. `there`: the other region's archive.
@@ -137,7 +136,12 @@ impl Archive {
         };
         let known = self.fence_of(url).await?.map(|(fence, _)| fence);
         if known.is_none_or(|known| known.set_at_us < said.set_at_us) {
-            warn!(store = url, by = said.by, "this store was left behind, says {}", there.store.url());
+            warn!(
+                store = url,
+                by = said.by,
+                "this store was left behind, says {}",
+                there.store.url()
+            );
             self.set_fence(&said).await?;
         }
         Ok(())

@@ -231,7 +231,11 @@ impl Archive {
     pub async fn sealed_index_of_whole(&self) -> anyhow::Result<BTreeMap<BinlogPlace, String>> {
         let objects = self.store.list(&keys::sealed_prefix(&self.shard), None).await?;
         let there: HashSet<&str> = objects.iter().map(|o| o.key.as_str()).collect();
-        let is_whole = |manifest: &str| manifest.strip_suffix(keys::MANIFEST_SUFFIX).is_some_and(|key| there.contains(key));
+        let is_whole = |manifest: &str| {
+            manifest
+                .strip_suffix(keys::MANIFEST_SUFFIX)
+                .is_some_and(|key| there.contains(key))
+        };
         let whole = objects.iter().filter(|o| is_whole(&o.key));
         Ok(whole
             .filter_map(|o| Some((keys::parse_manifest_key(&o.key)?, o.key.clone())))

@@ -97,7 +97,9 @@ async fn replica(config: &Config) -> Option<Check> {
     let looked = async {
         let replica = agent::replica::archive(config).await?.context("there is no [replica]")?;
         let timelines = replica.timelines().await?.len();
-        if section.replication == Replication::Agent && !probe::conditional_put(&replica.store, &replica.shard.to_string()).await? {
+        if section.replication == Replication::Agent
+            && !probe::conditional_put(&replica.store, &replica.shard.to_string()).await?
+        {
             bail!("two writers both created one object");
         }
         anyhow::Ok(format!("{}, {timelines} timelines there", replica.store.url()))

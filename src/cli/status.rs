@@ -235,7 +235,10 @@ fn print_replica(r: &ReplicaView, now: Moment) {
         (Some(from), Some(until)) => row("recoverable", format_args!("from {from} until {until}")),
         _ => row("recoverable", "not up to now"),
     }
-    r.gaps.iter().filter(|g| g.closed_by.is_none()).for_each(|g| row("gap", describe(g)));
+    r.gaps
+        .iter()
+        .filter(|g| g.closed_by.is_none())
+        .for_each(|g| row("gap", describe(g)));
     r.faults.iter().for_each(|f| row("fault", f));
     r.differing.iter().for_each(|d| row("DIFFERS", d));
 }

@@ -54,7 +54,9 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let other = if args.other_is_dead {
         Other::Dead(section.store.url.trim_end_matches('/'))
     } else {
-        opened = agent::replica::archive(config).await?.context("the configuration has no [replica]")?;
+        opened = agent::replica::archive(config)
+            .await?
+            .context("the configuration has no [replica]")?;
         Other::Fenced {
             archive: &opened,
             settle: Duration::from_secs(args.settle),
@@ -70,7 +72,10 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     say!("{} took over from {}", ours.store.url(), fence.store);
     say!("new timelines begin with number {}", fence.timelines_from);
     if args.other_is_dead {
-        say!("the other store is not fenced: its agents learn of this only where their [replica] is {}", ours.store.url());
+        say!(
+            "the other store is not fenced: its agents learn of this only where their [replica] is {}",
+            ours.store.url()
+        );
     }
     say!("now start the agents with this store: their [store] is {}", ours.store.url());
     Ok(())

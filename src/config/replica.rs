@@ -93,9 +93,15 @@ mod tests {
     #[test]
     fn it_is_a_store_and_watched_unless_somebody_has_to_copy() {
         let watched = parse("url = \"s3://b\"\nregion = \"eu-west-1\"").unwrap().replica.unwrap();
-        assert_eq!((watched.replication, watched.interval), (Replication::Watched, INTERVAL_WATCHED));
+        assert_eq!(
+            (watched.replication, watched.interval),
+            (Replication::Watched, INTERVAL_WATCHED)
+        );
         assert_eq!(watched.store.options().region.as_deref(), Some("eu-west-1"));
-        let agent = parse("url = \"file:///b\"\nreplication = \"agent\"").unwrap().replica.unwrap();
+        let agent = parse("url = \"file:///b\"\nreplication = \"agent\"")
+            .unwrap()
+            .replica
+            .unwrap();
         assert_eq!((agent.replication, agent.interval), (Replication::Agent, INTERVAL_AGENT));
     }
 

@@ -159,7 +159,12 @@ impl Comparer {
         let (home, there) = self.both(&scope).await?;
         self.cutoff = Cutoff::find(&self.replica, &mut self.snapshots, &home, &there).await?;
         let prefix = keys::timelines_prefix(&shard);
-        let timelines: BTreeSet<String> = home.iter().map(|o| &o.key).filter(|k| k.starts_with(&prefix)).cloned().collect();
+        let timelines: BTreeSet<String> = home
+            .iter()
+            .map(|o| &o.key)
+            .filter(|k| k.starts_with(&prefix))
+            .cloned()
+            .collect();
         self.compare_timelines(&timelines, &there).await?;
         let rest = |(at, took): (Instant, Duration)| at.elapsed() < FULL_INTERVAL.max(took * REST_PER_FULL_LOOK);
         let is_full = !self.full.is_some_and(rest) || timelines != self.timelines;
@@ -170,7 +175,9 @@ impl Comparer {
         }
         self.notice(&home);
         for object in &home {
-            let Some(named) = object::name(&shard, &object.key) else { continue };
+            let Some(named) = object::name(&shard, &object.key) else {
+                continue;
+            };
             let age_us = self.newest_us.unwrap_or_default() - object.modified_us.unwrap_or_default();
             if named.snapshot.as_ref().is_none_or(|id| !self.cutoff.passes_over(id, age_us)) {
                 self.judge(object, named, there.get(&object.key).copied(), &mut found);
@@ -233,7 +240,11 @@ impl Comparer {
         Ok(())
     }
 
-    async fn look_at_everything(&mut self, scopes: &mut Vec<Scope>, found: &mut Vec<(ObjectMeta, Named, bool)>) -> anyhow::Result<()> {
+    async fn look_at_everything(
+        &mut self,
+        scopes: &mut Vec<Scope>,
+        found: &mut Vec<(ObjectMeta, Named, bool)>,
+    ) -> anyhow::Result<()> {
         let shard = self.home.shard.clone();
         let sealed = Scope {
             prefix: keys::sealed_prefix(&shard),
@@ -272,7 +283,9 @@ impl Comparer {
         let known = self.servers.entry(server).or_default();
         let folder_of = |place: &BinlogPlace| {
             let key = place.sealed_key(&shard, Codec::None);
-            key.rsplit_once('/').map(|(folder, _)| format!("{folder}/")).unwrap_or_default()
+            key.rsplit_once('/')
+                .map(|(folder, _)| format!("{folder}/"))
+                .unwrap_or_default()
         };
         let folders: BTreeSet<String> = known.open.iter().map(folder_of).collect();
         let next_label = known.sealed_label.saturating_add(1);
@@ -311,7 +324,9 @@ impl Comparer {
         self.notice(home);
         let at_home: HashMap<&str, u64> = home.iter().map(|o| (o.key.as_str(), o.size_bytes)).collect();
         for manifest in there.keys() {
-            let Some(place) = keys::parse_manifest_key(manifest) else { continue };
+            let Some(place) = keys::parse_manifest_key(manifest) else {
+                continue;
+            };
             let object = manifest.strip_suffix(keys::MANIFEST_SUFFIX).unwrap_or(manifest);
             let size = there.get(object);
             if size.is_some() && at_home.get(object).is_none_or(|at_home| Some(at_home) == size) {
@@ -320,7 +335,9 @@ impl Comparer {
         }
         let mut in_order: BTreeMap<(Uuid, i64), (BinlogPlace, bool)> = BTreeMap::new();
         for object in home {
-            let Some(named) = object::name(&self.home.shard, &object.key) else { continue };
+            let Some(named) = object::name(&self.home.shard, &object.key) else {
+                continue;
+            };
             let Some(place) = named.place.clone() else { continue };
             let is_done = self.sealed_there.contains(&place) || self.cutoff.is_before(object.modified_us);
             in_order.insert((place.server_uuid, place.label_ns), (place, is_done));

@@ -62,7 +62,12 @@ impl Copier {
                 return Ok(false);
             }
             let is_small_segment = |m: &&Missing| m.named.kind == Kind::Segment && m.size_bytes <= WHOLE_BYTES_MAX;
-            let run = rest.iter().take_while(is_small_segment).count().min(SEGMENTS_IN_FLIGHT).max(1);
+            let run = rest
+                .iter()
+                .take_while(is_small_segment)
+                .count()
+                .min(SEGMENTS_IN_FLIGHT)
+                .max(1);
             let (now, later) = rest.split_at(run);
             let done: Vec<u64> = match now {
                 [_] => vec![self.copy_one(first).await?],
@@ -156,13 +161,17 @@ impl Copier {
     /// i3: no record is there before what it speaks of. The order sees to it; a listing that was made while home was written may not.
     async fn ensure_spoken_of_is_there(&self, missing: &Missing, record: &[u8]) -> anyhow::Result<()> {
         let Ok(speaking) = serde_json::from_slice::<Speaking>(record) else {
-            bail!("object {}/{} is not a record of this archive", self.home.store.url(), missing.key);
+            bail!(
+                "object {}/{} is not a record of this archive",
+                self.home.store.url(),
+                missing.key
+            );
         };
         let object = match missing.named.kind {
             Kind::Manifest => missing.key.strip_suffix(keys::MANIFEST_SUFFIX).map(str::to_owned),
-            _ => speaking
-                .data_key
-                .filter(|key| speaking.state == Some(SnapshotState::Complete) && key.starts_with(&keys::snapshots_prefix(&self.home.shard))),
+            _ => speaking.data_key.filter(|key| {
+                speaking.state == Some(SnapshotState::Complete) && key.starts_with(&keys::snapshots_prefix(&self.home.shard))
+            }),
         };
         let Some(object) = object else { return Ok(()) };
         let listed = self.replica.store.list(&object, None).await?;

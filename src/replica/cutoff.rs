@@ -61,10 +61,15 @@ impl Cutoff {
                 };
                 records.0.insert(key.clone(), (*size, taken));
             }
-            let Some((_, Some(taken))) = records.0.get(key) else { continue };
+            let Some((_, Some(taken))) = records.0.get(key) else {
+                continue;
+            };
             let data = taken.data_key.as_ref().filter(|data| data.starts_with(&prefix));
             let has_data = data.is_none_or(|data| there.get(data) == Some(&taken.stored_bytes));
-            let Some(finished_us) = taken.finished_at_us.filter(|_| taken.state == SnapshotState::Complete && has_data) else {
+            let Some(finished_us) = taken
+                .finished_at_us
+                .filter(|_| taken.state == SnapshotState::Complete && has_data)
+            else {
                 continue;
             };
             let id = keys::snapshot_id(&prefix, key).unwrap_or_default();

@@ -98,11 +98,21 @@ mod tests {
         assert_eq!(kind(&format!("s/segments/{uuid}/1_b.1/open.json")), Some(Kind::Opening));
         assert_eq!(kind(&format!("s/segments/{uuid}/1_b.1/0-4.zst")), Some(Kind::Segment));
         assert_eq!(kind(&format!("s/2026/November/1/{uuid}/1_b.1.zst")), Some(Kind::Sealed));
-        assert_eq!(kind(&format!("s/2026/November/1/{uuid}/1_b.1.zst.json")), Some(Kind::Manifest));
+        assert_eq!(
+            kind(&format!("s/2026/November/1/{uuid}/1_b.1.zst.json")),
+            Some(Kind::Manifest)
+        );
         assert_eq!(kind("s/snapshots/a.json"), Some(Kind::SnapshotRecord));
         assert_eq!(kind("s/snapshots/a/datadir.tar.zst"), Some(Kind::SnapshotData));
         assert_eq!(kind("s/timelines/00000001.json"), Some(Kind::Timeline));
-        for own in ["s/leases/recover-1.json", "s/requests/a.json", "s/fences/a.json", "s/probes/a", "s/alien", "t/x"] {
+        for own in [
+            "s/leases/recover-1.json",
+            "s/requests/a.json",
+            "s/fences/a.json",
+            "s/probes/a",
+            "s/alien",
+            "t/x",
+        ] {
             assert_eq!(kind(own), None, "{own}");
         }
     }

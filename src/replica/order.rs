@@ -25,9 +25,7 @@ pub fn order(missing: Vec<Missing>) -> Vec<Missing> {
         // Sealed from a backlog, it may be written after what follows it.
         let opened_us = sealed.contains(place).then_some(place.label_ns / NS_PER_US);
         let at = m.modified_us.unwrap_or_default().min(opened_us.unwrap_or(i64::MAX));
-        let (begin, _) = begins
-            .entry((place.server_uuid, place.label_ns))
-            .or_insert((at, i64::MAX));
+        let (begin, _) = begins.entry((place.server_uuid, place.label_ns)).or_insert((at, i64::MAX));
         *begin = at.min(*begin);
     }
     let mut later: Option<(Uuid, i64)> = None;

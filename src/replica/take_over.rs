@@ -123,7 +123,9 @@ async fn wait_until_level(
         }
         progress.update(|| format!("{} lacking", human_bytes(look.behind.bytes)));
         if since(begun_us) >= patience {
-            let first = lacks.first().map_or_else(String::new, |m| format!(", the first of them {}", m.key));
+            let first = lacks
+                .first()
+                .map_or_else(String::new, |m| format!(", the first of them {}", m.key));
             let e = anyhow!(
                 "{} still lacks {} objects of {}{first}",
                 ours.store.url(),

@@ -38,7 +38,9 @@ impl Holdings {
         let listed = replica.store.list(&keys::sealed_prefix(&replica.shard), None).await;
         let listed = listed.unwrap_or_else(|e| {
             let why = message(&e.into());
-            self.elsewhere_unknown = Some(format!("segments stay, for it cannot be seen what the other region holds: {why}"));
+            self.elsewhere_unknown = Some(format!(
+                "segments stay, for it cannot be seen what the other region holds: {why}"
+            ));
             Vec::new()
         });
         self.elsewhere = Some(listed.into_iter().map(|o| (o.key, o.size_bytes)).collect());

@@ -416,10 +416,13 @@ impl<'a> Planner<'a> {
 
     /// Whether the other region, where there is one, can do without the segments, too.
     fn is_sealed_elsewhere(&self, manifest: &str) -> bool {
-        let Some(elsewhere) = &self.holdings.elsewhere else { return true };
+        let Some(elsewhere) = &self.holdings.elsewhere else {
+            return true;
+        };
         let size = |key: &str| self.holdings.objects.get(key).map(|o| o.size_bytes);
         let both = [manifest, manifest.strip_suffix(keys::MANIFEST_SUFFIX).unwrap_or(manifest)];
-        both.iter().all(|key| size(key).is_some() && elsewhere.get(*key).copied() == size(key))
+        both.iter()
+            .all(|key| size(key).is_some() && elsewhere.get(*key).copied() == size(key))
     }
 
     /// Data without a record, and openings of old binlogs without a segment.

@@ -17,6 +17,8 @@ pub mod mysql;
 pub mod node;
 pub mod orchestrator;
 pub mod proxy;
+#[cfg(feature = "aws")]
+pub mod replicator;
 pub mod shard;
 pub mod shipped;
 pub mod story;
