@@ -26,11 +26,13 @@ use mysql_pitr::{
 use crate::support::{
     eventually,
     made::{Made, gtid, gtids},
+    minio::{self, Minio},
     moto::{Moto, make_bucket, s3_node},
     mysql::{Server, free_port},
     node::{Node, SHARD, path_text, peak_memory_bytes},
     proxy::Proxy,
     replicator::{Replicator, bucket},
+    skipped,
     truth::truth,
 };
 
@@ -159,6 +161,55 @@ async fn how_far_the_other_region_is_behind_is_told_and_goes_to_zero() {
     let alone: serde_json::Value = serde_json::from_slice(&node.run(&["status", "--json"]).await.stdout).unwrap();
     assert_eq!(alone["replica"]["behind"]["bytes"], 0, "{alone}");
     assert!(alone["replica"]["recoverable_from"].is_string(), "{alone}");
+}
+
+/// Real replication of buckets, by MinIO: the home server dies, and the other region recovers alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_minio_replicates_is_watched_and_recovers_alone() {
+    let Some(binaries) = minio::binaries() else {
+        return skipped("replication by MinIO itself: MYSQL_PITR_MINIO is not set (scripts/minio.sh builds it)");
+    };
+    let (server, port) = (Server::start(&[]).await, free_port());
+    let (home, mut far) = (Minio::start(&binaries).await, Minio::start(&binaries).await);
+    let client = minio::Client::new(&binaries);
+    client.replicate((&home, "home"), (&far, "far"));
+    let extra = sections(&far.endpoint, "s3://far", "watched", port);
+    let node = s3_node(&server, &home.endpoint, "s3://home", &extra);
+    let agent = node.agent();
+    server.execute(&MAKE_TABLE).await;
+    wait_level(&node).await;
+    node.ok(&["check"]).await;
+
+    far.stop();
+    server.execute(&[INSERT, FLUSH, INSERT]).await;
+    wait_recoverable(&node, &server).await;
+    eventually("the silence is told", async || {
+        let Some(replica) = document(&node).await.and_then(|d| d.replica) else {
+            return false;
+        };
+        replica.failing_since.is_some() && replica.behind.is_some_and(|b| b.seconds > 3.0)
+    })
+    .await;
+    far.go_on(&binaries).await;
+    // MinIO tries again what failed when its scanner comes by, or when it is asked to.
+    client.run(&[
+        "replicate",
+        "resync",
+        "start",
+        "home/home",
+        "--remote-bucket",
+        &client.remote_arn("home/home"),
+    ]);
+    server.execute(&[INSERT]).await;
+    wait_recoverable(&node, &server).await;
+    wait_level(&node).await;
+    let expected = truth(&mut server.root().await).await;
+    agent.stop().await;
+
+    drop(home);
+    let dr = s3_node(&server, &far.endpoint, "s3://far", "");
+    let (recovered, _) = dr.recover("recovered", &["--latest"]).await;
+    assert_eq!(truth(&mut recovered.root().await).await, expected);
 }
 
 /// i3, i10, i11, i12: the agent writes both: while the other bucket is silent home is shipped to as ever, killed in the middle it goes on,

@@ -12,6 +12,8 @@ pub mod golden;
 pub mod load;
 pub mod made;
 pub mod memory_store;
+#[cfg(feature = "aws")]
+pub mod minio;
 pub mod moto;
 pub mod mysql;
 pub mod node;
