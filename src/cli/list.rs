@@ -223,6 +223,7 @@ fn print_window(window: &Window, gaps: &[Gap], faults: &[String]) {
     match (&window.from, &window.until) {
         (Some(from), Some(until)) if from > until => say!("recoverable: the state at {until}, nothing was committed since"),
         (Some(from), Some(until)) => say!("recoverable from {from} until {until}"),
+        _ if window.problem.is_none() => say!("recoverable: the newest snapshot, which is newer than all that was shipped"),
         _ if gaps.iter().any(|g| g.closed_by.is_none()) => say!("recoverable only up to a gap"),
         _ => say!("nothing is recoverable yet"),
     }

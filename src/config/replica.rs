@@ -74,7 +74,7 @@ impl ReplicaSection {
             bail!("[replica] interval must be at least 1 s");
         }
         // A bucket of the same name is another one elsewhere.
-        if self.store.url == home.url && self.store.endpoint == home.endpoint {
+        if self.store.url == home.url && self.store.options().endpoint == home.options().endpoint {
             bail!("[replica] url is that of [store]: a replica is another bucket");
         }
         Ok(())

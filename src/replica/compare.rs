@@ -156,7 +156,9 @@ impl Comparer {
             prefix: format!("{shard}/"),
             after: Some(format!("{}0", keys::segments_prefix(&shard).trim_end_matches('/'))),
         };
-        let (home, there) = self.both(&scope).await?;
+        let (mut home, mut there) = self.both(&scope).await?;
+        home.retain(|o| object::name(&shard, &o.key).is_some());
+        there.retain(|key, _| object::name(&shard, key).is_some());
         self.cutoff = Cutoff::find(&self.replica, &mut self.snapshots, &home, &there).await?;
         let prefix = keys::timelines_prefix(&shard);
         let timelines: BTreeSet<String> = home

@@ -285,7 +285,11 @@ async fn opens_a_url_with_the_keys_of_the_environment() {
     }
     let bucket = Bucket::make().await;
     let output = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "s3::opens_a_url_with_the_keys_of_the_environment", "--nocapture"])
+        .args([
+            "--exact",
+            "store_conformance::s3::opens_a_url_with_the_keys_of_the_environment",
+            "--nocapture",
+        ])
         .envs([
             ("AWS_ACCESS_KEY_ID", "AKIDTEST"),
             ("AWS_SECRET_ACCESS_KEY", SECRET),
