@@ -6,6 +6,7 @@
 #   MYSQLD                    the mysqld to start servers with
 #   MYSQL_PITR_MYSQLBINLOG    a stock mysqlbinlog; not set where there is none
 #   MYSQL_PITR_MOTO           moto's server, which speaks S3
+#   MYSQL_PITR_MINIO          1: MinIO is built, and its replication is watched; or a folder with minio and mc
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,6 +30,12 @@ MYSQLD=$bin/$(basename "${MYSQLD:-mysqld}")
 export MYSQLD
 MYSQL_PITR_MOTO=$(scripts/moto.sh | tail -n 1)
 export MYSQL_PITR_MOTO
+
+# Only where it is asked for: building it takes ten minutes.
+if [[ ${MYSQL_PITR_MINIO:-} == 1 ]]; then
+    MYSQL_PITR_MINIO=$(scripts/minio.sh | tail -n 1)
+    export MYSQL_PITR_MINIO
+fi
 
 mysqlbinlog=$(scripts/mysqlbinlog.sh "$bin")
 [[ -z $mysqlbinlog ]] || export MYSQL_PITR_MYSQLBINLOG=$mysqlbinlog

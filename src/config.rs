@@ -1,7 +1,10 @@
 //! The configuration file: parsed strictly, then validated into what the parts are handed.
 
 mod orchestrator;
+mod replica;
 mod store;
+
+pub use replica::{ReplicaSection, Replication};
 
 use std::{
     net::SocketAddr,
@@ -33,6 +36,8 @@ pub struct Config {
     mysql: Option<MysqlSection>,
     orchestrator: Option<orchestrator::OrchestratorSection>,
     pub store: StoreSection,
+    /// The other region's bucket.
+    pub replica: Option<ReplicaSection>,
     pub ship: ShipSection,
     pub snapshot: SnapshotSection,
     pub recover: RecoverSection,
@@ -50,6 +55,7 @@ struct File {
     mysql: Option<MysqlSection>,
     orchestrator: Option<orchestrator::OrchestratorSection>,
     store: StoreSection,
+    replica: Option<ReplicaSection>,
     #[serde(default)]
     ship: ShipSection,
     #[serde(default)]
@@ -332,6 +338,9 @@ impl Config {
         }
         file.store.validate()?;
         file.snapshot.schedule()?;
+        if let Some(replica) = &file.replica {
+            replica.validate(&file.store)?;
+        }
         if let Some(orchestrator) = &file.orchestrator {
             orchestrator.validate()?;
         }
@@ -340,6 +349,7 @@ impl Config {
             mysql: file.mysql,
             orchestrator: file.orchestrator,
             store: file.store,
+            replica: file.replica,
             ship: file.ship,
             snapshot: file.snapshot,
             recover: file.recover,

@@ -1,7 +1,7 @@
 //! mysql-pitr ships MySQL binlogs and snapshots to an object store, and recovers a server at any chosen microsecond.
 //!
 //! Eight floors, lower ones know nothing of higher ones: `support`; `store`, `binlog`, `orchestrator` and `metrics` on it; `mysql`
-//! and `archive`; `ship`, `source` and `volume`; `snapshot`, `inspect` and `retention`; `recover`; `agent`; `cli`. Only `agent` and
+//! and `archive`; `ship`, `replica`, `source` and `volume`; `snapshot`, `inspect` and `retention`; `recover`; `agent`; `cli`. Only `agent` and
 //! `cli` read the configuration and construct stores and clients; everyone else is handed what it needs.
 
 pub mod agent;
@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod mysql;
 pub mod orchestrator;
 pub mod recover;
+pub mod replica;
 pub mod retention;
 pub mod ship;
 pub mod snapshot;

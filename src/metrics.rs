@@ -57,6 +57,17 @@ pub struct Metrics {
     pub store_errors: IntCounter,
     pub rounds_failed: IntCounter,
     pub last_error: Maybe,
+    pub replica_behind_seconds: Maybe,
+    pub replica_behind_bytes: Maybe,
+    pub replica_behind_binlogs: Maybe,
+    pub replica_behind_segments: Maybe,
+    pub replica_behind_snapshots: Maybe,
+    pub replica_behind_records: Maybe,
+    pub replica_differing: Maybe,
+    pub replica_seen: Maybe,
+    pub replica_recoverable_from: Maybe,
+    pub replica_recoverable_until: Maybe,
+    pub replica_copied_bytes: IntCounter,
 }
 
 /// Collects what is registered.
@@ -189,6 +200,44 @@ impl Metrics {
                 "Times that shipping broke off and began again.",
             ),
             last_error: b.maybe("mysql_pitr_last_error_timestamp_seconds", "When shipping last broke off."),
+            replica_behind_seconds: b.maybe(
+                "mysql_pitr_replica_behind_seconds",
+                "For how long the oldest thing that the other region's bucket lacks has been in this one's.",
+            ),
+            replica_behind_bytes: b.maybe("mysql_pitr_replica_behind_bytes", "What it lacks."),
+            replica_behind_binlogs: b.maybe(
+                "mysql_pitr_replica_behind_binlogs",
+                "Sealed binlogs that it lacks, or lacks a part of.",
+            ),
+            replica_behind_segments: b.maybe("mysql_pitr_replica_behind_segments", "Segments that it lacks."),
+            replica_behind_snapshots: b.maybe(
+                "mysql_pitr_replica_behind_snapshots",
+                "Snapshots that it lacks, or lacks a part of.",
+            ),
+            replica_behind_records: b.maybe(
+                "mysql_pitr_replica_behind_records",
+                "Timelines, and openings of binlogs, that it lacks.",
+            ),
+            replica_differing: b.maybe(
+                "mysql_pitr_replica_differing",
+                "Objects that are not the same in both regions' buckets.",
+            ),
+            replica_seen: b.maybe(
+                "mysql_pitr_replica_seen_timestamp_seconds",
+                "When both regions' buckets were last compared.",
+            ),
+            replica_recoverable_from: b.maybe(
+                "mysql_pitr_replica_recoverable_from_timestamp_seconds",
+                "Begin of the window that the other region's bucket alone can recover.",
+            ),
+            replica_recoverable_until: b.maybe(
+                "mysql_pitr_replica_recoverable_until_timestamp_seconds",
+                "End of that window.",
+            ),
+            replica_copied_bytes: b.total(
+                "mysql_pitr_replica_copied_bytes_total",
+                "Copied to the other region's bucket by this agent.",
+            ),
             registry: b.0,
         }
     }

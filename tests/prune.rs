@@ -13,7 +13,7 @@ use mysql_pitr::{
     archive::{
         codec::Codec,
         keys,
-        listing::Form,
+        listing::{Archive, Form},
         records::{FORMAT_VERSION, Lease, LeasedPart, Request as SnapshotRequest, Snapshot, SnapshotState},
     },
     binlog::gtid::{Gtid, GtidSet},
@@ -528,4 +528,34 @@ async fn a_recovery_under_a_lease_keeps_what_it_needs() {
         .iter()
         .map(|d| d["name"].as_str().unwrap());
     assert!(names.clone().all(|name| name.starts_with("binlog.000004 ")), "{again}");
+}
+
+/// Segments are the second chance of a binlog until it is sealed in every bucket: this region's, and the other one's.
+#[tokio::test]
+async fn segments_stay_until_the_other_region_has_the_sealed_binlog() {
+    let (made, far) = (simple(), Made::new());
+    made.tail(1, 1, 4, gtids(1, 1, 30), &run(1, 31, 40));
+    let shard = made.archive.shard.clone();
+    let segments = async |replica: &Archive| {
+        let holdings = Holdings::of(&made.archive).await.unwrap().beside(replica).await;
+        let planned = plan(&shard, &holdings, &one_day(), later()).unwrap();
+        let gone = planned.deletions.iter().filter(|d| d.kind == Kind::Segments).count();
+        (gone, planned.warnings)
+    };
+    assert_eq!(segments(&far.archive).await, (0, Vec::new()), "the other region has nothing");
+    let sealed = far.sealed(1, 1, 4, gtids(1, 1, 30), &run(1, 31, 40));
+    assert_eq!(segments(&far.archive).await.0, 1);
+    far.damage(&sealed);
+    assert_eq!(segments(&far.archive).await.0, 0, "it is not the same");
+    far.sealed(1, 1, 4, gtids(1, 1, 30), &run(1, 31, 40));
+    far.remove(&format!("{sealed}.json"));
+    assert_eq!(segments(&far.archive).await.0, 0, "without its manifest it does not exist");
+
+    // Its disk is not mounted.
+    fs::remove_dir_all(far.dir.path()).unwrap();
+    let (gone, warnings) = segments(&far.archive).await;
+    assert!(
+        gone == 0 && warnings.len() == 1 && warnings[0].contains("segments stay"),
+        "{warnings:?}"
+    );
 }

@@ -18,6 +18,8 @@ mod plan;
 mod prune;
 mod recover_proof;
 mod recover_resume;
+#[cfg(feature = "aws")]
+mod replication;
 mod role;
 #[cfg(feature = "aws")]
 mod s3_features;

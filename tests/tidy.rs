@@ -16,7 +16,7 @@ const FLOORS: [&[&str]; 8] = [
     &["support"],
     &["store", "binlog", "orchestrator", "metrics"],
     &["mysql", "archive"],
-    &["ship", "source", "volume"],
+    &["ship", "replica", "source", "volume"],
     &["snapshot", "inspect", "retention"],
     &["recover"],
     &["agent"],

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{archive::gaps::Gap, binlog::gtid::GtidSet, orchestrator::Role, support::clock::Moment};
+use crate::{
+    archive::gaps::Gap, binlog::gtid::GtidSet, config::Replication, orchestrator::Role, replica::Behind, support::clock::Moment,
+};
 
 /// Everything, at one moment. What nobody knows is null.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -46,6 +48,9 @@ pub struct Document {
     pub last_error: Option<LastError>,
     /// Null until the store was looked at.
     pub archive: Option<ArchiveView>,
+    /// The other region's bucket; null where the configuration has none.
+    #[serde(default)]
+    pub replica: Option<ReplicaView>,
 }
 
 /// Up to where everything is in the archive.
@@ -106,6 +111,29 @@ pub struct ArchiveView {
     pub gaps: Vec<Gap>,
     /// Objects that are missing or cannot be read.
     pub faults: Vec<String>,
+}
+
+/// How the other region's bucket stands beside the home region's.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReplicaView {
+    pub store: String,
+    pub replication: Replication,
+    /// When both buckets were last seen.
+    pub seen_at: Option<Moment>,
+    /// Null until they were.
+    pub behind: Option<Behind>,
+    /// Objects that are not the same in both.
+    pub differing: Vec<String>,
+    /// By this agent, since it started.
+    pub copied_objects: u64,
+    pub copied_bytes: u64,
+    /// What can be recovered from the replica alone.
+    pub recoverable_from: Option<Moment>,
+    pub recoverable_until: Option<Moment>,
+    pub gaps: Vec<Gap>,
+    pub faults: Vec<String>,
+    pub failing_since: Option<Moment>,
+    pub last_error: Option<String>,
 }
 
 impl ArchiveView {

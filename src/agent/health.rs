@@ -89,6 +89,7 @@ mod tests {
             failing_since: None,
             last_error: None,
             archive: None,
+            replica: None,
         }
     }
 

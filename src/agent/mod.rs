@@ -7,6 +7,7 @@ mod http;
 mod monitor;
 mod presence;
 mod publish;
+pub mod replica;
 pub mod role;
 mod sampler;
 mod snapshots;
@@ -116,6 +117,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     info!(shard = %config.shard, store = archive.store.url(), server = %endpoint.address, "the agent runs");
     let counts = Arc::new(SnapshotCounts::default());
     let (look_sender, looks) = watch::channel(None);
+    let (replica_sender, replica_seen) = watch::channel(None);
     let mut monitoring = monitor::start(Parts {
         config,
         archive: &archive,
@@ -127,9 +129,16 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         errors,
         snapshots: counts.clone(),
         looks: looks.clone(),
+        replica: replica_seen,
     })
     .await;
     let surveyor = Surveyor::new(archive.clone(), shipper.status.subscribe(), roles.subscribe());
+    monitoring.spawn(replica::run(
+        config.clone(),
+        archive.clone(),
+        roles.subscribe(),
+        replica_sender,
+    ));
     monitoring.spawn(surveyor.run(look_sender, shipper.snapshot_wanted.clone()));
     let herald = Herald {
         archive: archive.clone(),

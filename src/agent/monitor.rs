@@ -25,6 +25,7 @@ use super::{
     health::complaint,
     http,
     publish::publish,
+    replica::Seen,
     sampler::Sampler,
     survey::Look,
 };
@@ -53,6 +54,7 @@ pub struct Monitor {
     status: watch::Receiver<Status>,
     standing: watch::Receiver<Standing>,
     looks: watch::Receiver<Option<Look>>,
+    replica: watch::Receiver<Option<Seen>>,
     sampler: Sampler,
     errors: Errors,
     snapshots: Arc<SnapshotCounts>,
@@ -72,6 +74,7 @@ pub struct Parts<'p> {
     pub errors: Errors,
     pub snapshots: Arc<SnapshotCounts>,
     pub looks: watch::Receiver<Option<Look>>,
+    pub replica: watch::Receiver<Option<Seen>>,
 }
 
 /// Starts to sample, and to answer where the configuration says so. It ends when what is returned is dropped.
@@ -95,6 +98,7 @@ pub async fn start(parts: Parts<'_>) -> JoinSet<()> {
         standing: parts.standing,
         status: parts.status,
         looks: parts.looks,
+        replica: parts.replica,
         errors: parts.errors,
         snapshots: parts.snapshots,
         metrics: Mutex::new(Metrics::new()),
@@ -114,6 +118,9 @@ impl Monitor {
         let ships = standing.ships();
         let on_path = s.timeline.zip(archive.as_ref()).and_then(|(own, view)| is_current(own, view));
         let at = Moment::now();
+        let own_stored_us = s.durable_at_us.filter(|_| ships && on_path == Some(true));
+        let archive = archive.map(|a| with_own(a, own_stored_us));
+        let replica = self.replica.borrow().as_ref().map(|seen| seen.view(archive.as_ref()));
         let mut document = Document {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at,
@@ -167,7 +174,8 @@ impl Monitor {
                 at: Moment(e.at_us),
                 text: e.text,
             }),
-            archive: archive.map(|a| with_own(a, s.durable_at_us.filter(|_| ships && on_path == Some(true)))),
+            archive,
+            replica,
         };
         document.unhealthy_because = complaint(&document, self.flush_interval);
         document.healthy = document.unhealthy_because.is_none();

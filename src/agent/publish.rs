@@ -60,8 +60,32 @@ pub fn publish(metrics: &Metrics, d: &Document) {
         .snapshot_last_success
         .set(seconds(archive.and_then(|a| a.last_snapshot_at)));
     metrics.snapshot_next.set(seconds(d.next_snapshot_at));
+    let replica = d.replica.as_ref();
+    let behind = replica.and_then(|r| r.behind.as_ref());
+    metrics.replica_behind_seconds.set(behind.map(|b| b.seconds));
+    for (metric, count) in [
+        (&metrics.replica_behind_bytes, behind.map(|b| b.bytes)),
+        (&metrics.replica_behind_binlogs, behind.map(|b| b.binlogs)),
+        (&metrics.replica_behind_segments, behind.map(|b| b.segments)),
+        (&metrics.replica_behind_snapshots, behind.map(|b| b.snapshots)),
+        (&metrics.replica_behind_records, behind.map(|b| b.records)),
+        (
+            &metrics.replica_differing,
+            behind.and(replica).map(|r| r.differing.len() as u64),
+        ),
+    ] {
+        metric.set(count.map(|n| n as f64));
+    }
+    metrics.replica_seen.set(seconds(replica.and_then(|r| r.seen_at)));
+    metrics
+        .replica_recoverable_from
+        .set(seconds(replica.and_then(|r| r.recoverable_from)));
+    metrics
+        .replica_recoverable_until
+        .set(seconds(replica.and_then(|r| r.recoverable_until)));
     let t = &d.totals;
     for (counter, total) in [
+        (&metrics.replica_copied_bytes, replica.map_or(0, |r| r.copied_bytes)),
         (&metrics.received_bytes, t.received_bytes),
         (&metrics.segments_stored, t.segments_stored),
         (&metrics.stored_bytes, t.stored_bytes),

@@ -84,6 +84,8 @@ pub struct Surveyor {
     tails: BTreeMap<BinlogPlace, Tail>,
     /// Of whoever ships here; None where nobody does.
     shipping: Option<Shipping>,
+    /// Whether this is another region's bucket: what has not arrived there yet is no fault, and its tails are too far away to be read.
+    is_replica: bool,
     /// Whether there is a tail that the next look may read.
     in_doubt: bool,
 }
@@ -104,7 +106,16 @@ impl Surveyor {
             sealed: BTreeMap::new(),
             tails: BTreeMap::new(),
             shipping: None,
+            is_replica: false,
             in_doubt: false,
+        }
+    }
+
+    /// Of another region's bucket, which is filled from this one's.
+    pub fn of_replica(archive: Archive) -> Surveyor {
+        Surveyor {
+            is_replica: true,
+            ..Surveyor::of_the_past(archive)
         }
     }
 
@@ -171,7 +182,10 @@ impl Surveyor {
         let (snapshots, mut faults) = self.archive.readable_snapshots().await?;
         // Before the listings: what is sealed while they are made is no hole in them.
         let backlog = self.shipping.as_ref().map(Shipping::backlog).unwrap_or_default();
-        let index = self.archive.sealed_index().await?;
+        let index = match self.is_replica {
+            true => self.archive.sealed_index_of_whole().await?,
+            false => self.archive.sealed_index().await?,
+        };
         self.sealed.retain(|place, _| index.contains_key(place));
         let new = index.iter().filter(|(place, _)| !self.sealed.contains_key(place));
         let (new, sealed_faults) = self.archive.readable_sealed(new.map(|(_, key)| key)).await?;
@@ -225,7 +239,10 @@ impl Surveyor {
             let before = self.tails.remove(tail.place()).filter(|t| t.bytes == bytes);
             let is_being_sealed = backlog.contains(&tail.place().name);
             let is_settled = self.shipping.is_none() || before.is_some() && !has_not_begun;
-            let matters = newest.as_ref() != Some(tail.place()) && path.inherited(holding.timeline).is_some() && !is_being_sealed;
+            let matters = !self.is_replica
+                && newest.as_ref() != Some(tail.place())
+                && path.inherited(holding.timeline).is_some()
+                && !is_being_sealed;
             holding.gtids = before.and_then(|t| t.gtids);
             if holding.gtids.is_none() && matters {
                 if is_settled {

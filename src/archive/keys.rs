@@ -4,6 +4,7 @@ use std::fmt;
 
 use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::codec::Codec;
@@ -236,6 +237,19 @@ pub fn agents_prefix(shard: &Shard) -> String {
 
 pub fn agent_key(shard: &Shard, server_uuid: Uuid) -> String {
     format!("{}{server_uuid}.json", agents_prefix(shard))
+}
+
+/// Which buckets nobody ships to any more.
+pub fn fences_prefix(shard: &Shard) -> String {
+    format!("{shard}/fences/")
+}
+
+/// Of the store with this URL: another region's bucket, into which this one is replicated, has a fence of its own.
+pub fn fence_key(shard: &Shard, store: &str) -> String {
+    const HASH_BYTES: usize = 8;
+    let hash = Sha256::digest(store.as_bytes());
+    let hash: String = hash.iter().take(HASH_BYTES).map(|byte| format!("{byte:02x}")).collect();
+    format!("{}{hash}.json", fences_prefix(shard))
 }
 
 pub fn requests_prefix(shard: &Shard) -> String {

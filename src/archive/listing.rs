@@ -1,6 +1,6 @@
 //! The archive's records, as they lie in the bucket now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -224,6 +224,21 @@ impl Archive {
         Ok(objects
             .into_iter()
             .filter_map(|o| Some((keys::parse_manifest_key(&o.key)?, o.key)))
+            .collect())
+    }
+
+    /// The same without those of which the sealed object is not there: a store that is replicated has no order.
+    pub async fn sealed_index_of_whole(&self) -> anyhow::Result<BTreeMap<BinlogPlace, String>> {
+        let objects = self.store.list(&keys::sealed_prefix(&self.shard), None).await?;
+        let there: HashSet<&str> = objects.iter().map(|o| o.key.as_str()).collect();
+        let is_whole = |manifest: &str| {
+            manifest
+                .strip_suffix(keys::MANIFEST_SUFFIX)
+                .is_some_and(|key| there.contains(key))
+        };
+        let whole = objects.iter().filter(|o| is_whole(&o.key));
+        Ok(whole
+            .filter_map(|o| Some((keys::parse_manifest_key(&o.key)?, o.key.clone())))
             .collect())
     }
 

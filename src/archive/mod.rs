@@ -1,6 +1,7 @@
 //! What lies in the bucket and what it means. `docs/archive-format.md` is the description for people.
 
 pub mod codec;
+pub mod fence;
 pub mod gaps;
 pub mod keys;
 pub mod listing;

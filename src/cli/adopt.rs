@@ -92,7 +92,7 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 }
 
 /// Who said it, as far as the system knows.
-fn operator() -> String {
+pub(super) fn operator() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten();
     let user = user.map_or_else(|| nix::unistd::getuid().to_string(), |u| u.name);
     let login = std::env::var("SUDO_USER")

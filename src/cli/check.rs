@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use crate::{
     agent,
     archive::listing::Archive,
-    config::Config,
+    config::{Config, Replication},
     mysql::{
         preflight::{self, Check, Verdict},
         query::Session,
@@ -34,6 +34,7 @@ const STATE_FREE_BYTES_MIN: u64 = 64 << 20;
 pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let mut checks = server(config).await;
     checks.extend(store(config).await);
+    checks.extend(replica(config).await);
     checks.extend(orchestrator(config).await);
     checks.push(disk(config));
     if args.json {
@@ -130,6 +131,28 @@ async fn works_with_fewer_checksums(config: &Config, e: &anyhow::Error) -> bool 
         anyhow::Ok(probe::creates_once(&store, &config.shard.to_string()).await?)
     };
     works.await.unwrap_or(false)
+}
+
+/// Nothing, where there is no other region.
+async fn replica(config: &Config) -> Option<Check> {
+    const NAME: &str = "replica";
+    let section = config.replica.as_ref()?;
+    let looked = async {
+        let replica = agent::replica::archive(config).await?.context("there is no [replica]")?;
+        let timelines = replica.timelines().await?.len();
+        if section.replication == Replication::Agent && !probe::creates_once(&replica.store, &replica.shard.to_string()).await? {
+            bail!("two writers both created one object");
+        }
+        anyhow::Ok(format!("{}, {timelines} timelines there", replica.store.url()))
+    };
+    Some(match looked.await {
+        Ok(what) => Check::ok(NAME, what),
+        Err(e) => Check::failed(
+            NAME,
+            message(&e),
+            hint_of(&e).unwrap_or_else(|| "set [replica] url to a store that this node may list and read".to_owned()),
+        ),
+    })
 }
 
 /// Nothing, where there is no Orchestrator.

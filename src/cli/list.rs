@@ -1,12 +1,15 @@
 //! `mysql-pitr list`
 
+use std::time::Duration;
+
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::{
     agent,
     archive::{
         gaps::Gap,
-        listing::{Form, StoredBinlog, covered_end},
+        listing::{Archive, Form, StoredBinlog, covered_end},
         path::Path,
         records::{Snapshot, SnapshotState, Timeline},
         survey::Survey,
@@ -14,15 +17,18 @@ use crate::{
     config::Config,
     recover::{
         diverged::{Diverged, diverged_read},
-        window::recoverable,
+        window::{Recoverable, recoverable},
     },
-    support::{clock, progress::human_bytes},
+    support::{clock, hint::message, progress::human_bytes},
 };
 
 use super::{
     output::{self, say},
     status,
 };
+
+/// For a region that may be away.
+const REPLICA_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Show what is archived: timelines, snapshots, binlogs, and the recoverable window
 #[derive(Debug, clap::Args)]
@@ -49,6 +55,21 @@ struct Listing {
     binlogs: Vec<Binlog>,
     /// Objects that are missing or cannot be read.
     faults: Vec<String>,
+    /// What the other region's bucket alone can recover, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replica: Option<Replica>,
+}
+
+#[derive(Debug, Serialize)]
+struct Replica {
+    store: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<Window>,
+    gaps: Vec<Gap>,
+    faults: Vec<String>,
+    /// Why nobody knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<String>,
 }
 
 /// Between which moments recovery is possible without crossing a gap, up to the end of the history.
@@ -93,27 +114,68 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         binlogs,
         faults,
     } = survey;
-    let window = Window {
-        from: recoverable.window.from_us.map(clock::format_utc),
-        until: recoverable.until_us.map(clock::format_utc),
-        problem: recoverable.problem,
+    let replica = match agent::replica::archive(config).await? {
+        Some(replica) => Some(other_region(&replica, args.timeline).await),
+        None => None,
     };
+    let (window, gaps) = window(recoverable);
     let binlogs = binlogs.iter().map(|b| describe(b, path.as_ref())).collect();
     let listing = Listing {
         shard: config.shard.to_string(),
         store: archive.store.url().to_owned(),
         window,
-        gaps: recoverable.window.gaps,
+        gaps,
         timelines,
         snapshots,
         binlogs,
         faults: faults.iter().map(ToString::to_string).collect(),
+        replica,
     };
     if args.json {
         return output::json(&listing);
     }
     print(&listing);
     Ok(())
+}
+
+fn window(recoverable: Recoverable) -> (Window, Vec<Gap>) {
+    let window = Window {
+        from: recoverable.window.from_us.map(clock::format_utc),
+        until: recoverable.until_us.map(clock::format_utc),
+        problem: recoverable.problem,
+    };
+    (window, recoverable.window.gaps)
+}
+
+/// A region that cannot be reached is no reason not to show this one.
+async fn other_region(archive: &Archive, timeline: Option<u32>) -> Replica {
+    let store = archive.store.url().to_owned();
+    let looked = timeout(REPLICA_PATIENCE, async {
+        let survey = archive.survey().await?;
+        let (window, gaps) = window(recoverable(archive, timeline, &survey).await);
+        let faults = survey.faults.iter().map(ToString::to_string).collect();
+        anyhow::Ok((window, gaps, faults))
+    });
+    let failure = match looked.await {
+        Ok(Ok((window, gaps, faults))) => {
+            return Replica {
+                store,
+                window: Some(window),
+                gaps,
+                faults,
+                failure: None,
+            };
+        }
+        Ok(Err(e)) => message(&e),
+        Err(_) => format!("it did not answer within {} s", REPLICA_PATIENCE.as_secs()),
+    };
+    Replica {
+        store,
+        window: None,
+        gaps: Vec::new(),
+        faults: Vec::new(),
+        failure: Some(failure),
+    }
 }
 
 fn show_diverged(args: &Args, found: &[Diverged]) -> anyhow::Result<()> {
@@ -157,20 +219,26 @@ fn describe(b: &StoredBinlog, path: Option<&Path>) -> Binlog {
     }
 }
 
-fn print(l: &Listing) {
-    say!("shard {} in {}", l.shard, l.store);
-    match (&l.window.from, &l.window.until) {
+fn print_window(window: &Window, gaps: &[Gap], faults: &[String]) {
+    match (&window.from, &window.until) {
         (Some(from), Some(until)) if from > until => say!("recoverable: the state at {until}, nothing was committed since"),
         (Some(from), Some(until)) => say!("recoverable from {from} until {until}"),
-        _ if l.window.problem.is_none() => say!("recoverable: the newest snapshot, which is newer than all that was shipped"),
-        _ if l.gaps.iter().any(|g| g.closed_by.is_none()) => say!("recoverable only up to a gap"),
+        _ if window.problem.is_none() => say!("recoverable: the newest snapshot, which is newer than all that was shipped"),
+        _ if gaps.iter().any(|g| g.closed_by.is_none()) => say!("recoverable only up to a gap"),
         _ => say!("nothing is recoverable yet"),
     }
-    if let Some(problem) = &l.window.problem {
-        say!("  {problem}");
-    }
-    for fault in &l.faults {
-        say!("  {fault}");
+    window.problem.iter().chain(faults).for_each(|what| say!("  {what}"));
+}
+
+fn print(l: &Listing) {
+    say!("shard {} in {}", l.shard, l.store);
+    print_window(&l.window, &l.gaps, &l.faults);
+    if let Some(replica) = &l.replica {
+        say!("the other region, {}", replica.store);
+        match (&replica.window, &replica.failure) {
+            (Some(window), _) => print_window(window, &replica.gaps, &replica.faults),
+            (None, failure) => say!("  it cannot be looked at: {}", failure.as_deref().unwrap_or_default()),
+        }
     }
     if !l.gaps.is_empty() {
         say!("\ngaps");

@@ -16,6 +16,7 @@ mod recover;
 mod search;
 mod snapshot;
 mod status;
+mod take_over;
 
 use crate::support::hint::OrHint;
 
@@ -52,6 +53,7 @@ enum Command {
     Status(status::Args),
     List(list::Args),
     Adopt(adopt::Args),
+    TakeOver(take_over::Args),
     Check(check::Args),
     Prune(prune::Args),
     Search(search::Args),
@@ -71,6 +73,7 @@ impl Cli {
             Command::Status(args) => until_interrupted(status::run(args, &config()?)).await,
             Command::List(args) => until_interrupted(list::run(args, &config()?)).await,
             Command::Adopt(args) => until_interrupted(adopt::run(args, &config()?)).await,
+            Command::TakeOver(args) => until_interrupted(take_over::run(args, &config()?)).await,
             Command::Check(args) => until_interrupted(check::run(args, &config()?)).await,
             Command::Prune(args) => until_interrupted(prune::run(args, &config()?)).await,
             Command::Search(args) => until_interrupted(search::run(args, &config()?)).await,

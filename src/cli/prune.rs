@@ -49,7 +49,10 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let archive = agent::archive(config).await?;
     let progress = Progress::new(args.json);
     progress.phase("planning");
-    let holdings = Holdings::of(&archive).await?;
+    let mut holdings = Holdings::of(&archive).await?;
+    if let Some(replica) = agent::replica::archive(config).await? {
+        holdings = holdings.beside(&replica).await;
+    }
     let plan = plan(&archive.shard, &holdings, &config.retention, archive.clock.now_us())?;
     drop(holdings);
     if !args.json {

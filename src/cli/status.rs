@@ -7,7 +7,8 @@ use anyhow::{Context, anyhow, bail};
 use crate::{
     agent::{
         self,
-        document::{ArchiveView, Document},
+        document::{ArchiveView, Document, ReplicaView},
+        replica,
         survey::Surveyor,
     },
     archive::gaps::Gap,
@@ -36,8 +37,8 @@ pub struct Args {
 const EXAMPLES: &str = "\
 Exit status:
   0  the agent runs and all is well
-  1  the agent says that something is wrong: it is not healthy, ships off the path, or the archive has an open gap or a
-     record that cannot be read (also any error of this command itself)
+  1  the agent says that something is wrong: it is not healthy, ships off the path, the archive has an open gap or a
+     record that cannot be read, or the other region's bucket holds something else (also any error of this command itself)
   2  no agent answers; what the archive tells is shown
 
 Examples:
@@ -75,7 +76,8 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 fn is_degraded(d: &Document) -> bool {
     let has_gap = d.archive.as_ref().is_some_and(|a| a.open_gaps().next().is_some());
     let is_damaged = d.archive.as_ref().is_some_and(|a| !a.faults.is_empty());
-    !d.healthy || d.on_path == Some(false) || has_gap || is_damaged
+    let differs = d.replica.as_ref().is_some_and(|r| !r.differing.is_empty());
+    !d.healthy || differs || d.on_path == Some(false) || has_gap || is_damaged
 }
 
 async fn ask(args: &Args, config: &Config) -> anyhow::Result<Document> {
@@ -114,8 +116,9 @@ async fn fetch(url: &str) -> anyhow::Result<Document> {
 async fn without_agent(args: &Args, config: &Config, problem: &anyhow::Error) -> anyhow::Result<()> {
     let archive = agent::archive(config).await?;
     let view = Surveyor::of_the_past(archive.clone()).look().await?.view;
+    let replica = replica::look_once(config, &archive, &view).await?;
     if args.json {
-        return output::json(&serde_json::json!({ "problem": message(problem), "archive": view }));
+        return output::json(&serde_json::json!({ "problem": message(problem), "archive": view, "replica": replica }));
     }
     eprintln!("{}", crate::support::hint::render(problem));
     say!("what {} holds of {}:", archive.store.url(), config.shard);
@@ -124,6 +127,9 @@ async fn without_agent(args: &Args, config: &Config, problem: &anyhow::Error) ->
     }
     row("last binlog", view.last_binlog.as_deref().unwrap_or("none"));
     print_archive(&view, Moment::now());
+    if let Some(replica) = replica {
+        print_replica(&replica, Moment::now());
+    }
     Ok(())
 }
 
@@ -185,6 +191,9 @@ fn print(d: &Document) {
     if let Some(archive) = &d.archive {
         print_archive(archive, d.at);
     }
+    if let Some(replica) = &d.replica {
+        print_replica(replica, d.at);
+    }
     if let Some(error) = &d.last_error {
         row(
             "last error",
@@ -209,6 +218,29 @@ fn word(d: &Document) -> String {
         (None, _) => String::new(),
     };
     format!("{confirmed}{age}{stale}")
+}
+
+fn print_replica(r: &ReplicaView, now: Moment) {
+    say!("the other region, {}{}:", r.store, ago(r.seen_at, now));
+    if let Some(error) = &r.last_error
+        && let Some(since) = r.failing_since
+    {
+        row("failing", format_args!("since {since}: {error}"));
+    }
+    match &r.behind {
+        Some(behind) => row("behind", replica::in_words(behind)),
+        None => row("behind", "not seen yet"),
+    }
+    match (r.recoverable_from, r.recoverable_until) {
+        (Some(from), Some(until)) => row("recoverable", format_args!("from {from} until {until}")),
+        _ => row("recoverable", "not up to now"),
+    }
+    r.gaps
+        .iter()
+        .filter(|g| g.closed_by.is_none())
+        .for_each(|g| row("gap", describe(g)));
+    r.faults.iter().for_each(|f| row("fault", f));
+    r.differing.iter().for_each(|d| row("DIFFERS", d));
 }
 
 fn print_archive(a: &ArchiveView, now: Moment) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     archive::{keys, listing::Archive, records::Lease, survey::Survey},
     store::ObjectMeta,
+    support::hint::message,
 };
 
 /// One look at the archive.
@@ -14,6 +15,10 @@ pub struct Holdings {
     pub objects: BTreeMap<String, ObjectMeta>,
     pub survey: Survey,
     pub leases: Vec<Lease>,
+    /// The sealed binlogs of the other region's bucket, and their manifests, by key with their sizes. None where there is no other region.
+    pub elsewhere: Option<BTreeMap<String, u64>>,
+    /// Why nobody knows what the other region holds: then it is taken to hold nothing.
+    pub elsewhere_unknown: Option<String>,
 }
 
 impl Holdings {
@@ -23,7 +28,23 @@ impl Holdings {
             objects: objects.into_iter().map(|o| (o.key.clone(), o)).collect(),
             survey: archive.survey().await?,
             leases: leases(archive).await?,
+            elsewhere: None,
+            elsewhere_unknown: None,
         })
+    }
+
+    /// Beside what the other region's bucket holds.
+    pub async fn beside(mut self, replica: &Archive) -> Holdings {
+        let listed = replica.store.list(&keys::sealed_prefix(&replica.shard), None).await;
+        let listed = listed.unwrap_or_else(|e| {
+            let why = message(&e.into());
+            self.elsewhere_unknown = Some(format!(
+                "segments stay, for it cannot be seen what the other region holds: {why}"
+            ));
+            Vec::new()
+        });
+        self.elsewhere = Some(listed.into_iter().map(|o| (o.key, o.size_bytes)).collect());
+        self
     }
 }
 

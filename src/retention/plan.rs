@@ -102,7 +102,13 @@ pub fn plan(shard: &Shard, holdings: &Holdings, rules: &Rules, now_us: i64) -> a
         deletions: Vec::new(),
         leases: Vec::new(),
         held_up: None,
-        warnings: survey.faults.iter().map(|f| f.what.clone()).collect(),
+        warnings: survey
+            .faults
+            .iter()
+            .map(|f| &f.what)
+            .chain(&holdings.elsewhere_unknown)
+            .cloned()
+            .collect(),
     };
     let tip = match Path::find(&survey.timelines, None) {
         Ok(tip) => tip,
@@ -413,6 +419,7 @@ impl<'a> Planner<'a> {
             .filter(|(place, _)| self.binlogs.contains(place) && !self.leased.contains(place))
             .filter(|(place, _)| survey.fault_of_binlog(place).is_none())
             .filter(|(_, manifest)| self.is_older(self.modified_us(manifest), self.rules.segments_grace))
+            .filter(|(_, manifest)| self.is_sealed_elsewhere(manifest))
             .filter_map(|(place, _)| {
                 self.deletion(
                     Kind::Segments,
@@ -422,6 +429,17 @@ impl<'a> Planner<'a> {
                 )
             })
             .collect()
+    }
+
+    /// Whether the other region, where there is one, can do without the segments, too.
+    fn is_sealed_elsewhere(&self, manifest: &str) -> bool {
+        let Some(elsewhere) = &self.holdings.elsewhere else {
+            return true;
+        };
+        let size = |key: &str| self.holdings.objects.get(key).map(|o| o.size_bytes);
+        let both = [manifest, manifest.strip_suffix(keys::MANIFEST_SUFFIX).unwrap_or(manifest)];
+        both.iter()
+            .all(|key| size(key).is_some() && elsewhere.get(*key).copied() == size(key))
     }
 
     /// Data without a record, and openings of old binlogs without a segment.

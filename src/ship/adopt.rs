@@ -28,6 +28,7 @@ pub struct Adoption {
 /// # Errors
 /// Where it has it already, or has a history that the archive knows nothing of and `anew` was not said.
 pub async fn adopt(archive: &Archive, server: &dyn Server, adoption: &Adoption) -> anyhow::Result<Timeline> {
+    archive.ensure_open().await?;
     let state = server.look().await?;
     let descent = read_descent(&state.datadir, archive)?;
     let timelines = archive.timelines().await?;

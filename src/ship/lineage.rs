@@ -288,7 +288,8 @@ pub async fn claim_timeline(
     server_uuid: Uuid,
     claim: Claim,
 ) -> anyhow::Result<Timeline> {
-    let id = next_id(timelines);
+    // A store that took over from another region's leaves the numbers alone that were claimed there.
+    let id = next_id(timelines).max(archive.timelines_from().await?);
     let record = claim.record(id, server_uuid, archive.clock.now_us());
     let key = keys::timeline_key(&archive.shard, id);
     if !archive.put_record(&key, &record, Put::IfAbsent).await? {

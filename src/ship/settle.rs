@@ -52,6 +52,7 @@ pub async fn timeline_of(archive: &Archive, server: &dyn Server, standing: &Stan
         };
         return Ok(settle_and_reconcile(archive, server, &state, &says).await?.timeline);
     }
+    archive.ensure_open().await?;
     let timelines = archive.timelines().await?;
     let tip = path::tip(&timelines).context("the archive has no timeline yet: the primary's agent claims the first")?;
     let missing = tip.branch_set.subtract(&state.gtid_executed);
@@ -71,6 +72,7 @@ pub async fn settle_and_reconcile(
     state: &ServerState,
     says: &Says,
 ) -> anyhow::Result<Settled> {
+    archive.ensure_open().await?;
     let descent = read_descent(&state.datadir, archive)?;
     let claimant = Claimant {
         server_uuid: state.server_uuid,

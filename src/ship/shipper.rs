@@ -268,12 +268,17 @@ impl Shipper {
         }
     }
 
-    /// Resolves once somebody else claimed the shard's current timeline, or an operator did for this server.
+    /// Resolves once somebody else claimed the shard's current timeline, or an operator did for this server; or once nobody ships to this
+    /// store any more.
     async fn tip_changes(&self, tip: Option<u32>, server_uuid: Uuid) {
         let mut looks = interval(LINEAGE_INTERVAL);
         loop {
             looks.tick().await;
             // A store that does not answer is the uploads' matter.
+            if self.archive.standing_fence().await.is_ok_and(|fence| fence.is_some()) {
+                info!("the store was left behind for another: it is shipped to up to here");
+                return;
+            }
             let Ok(timelines) = self.archive.timelines().await else {
                 continue;
             };

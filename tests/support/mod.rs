@@ -12,11 +12,15 @@ pub mod golden;
 pub mod load;
 pub mod made;
 pub mod memory_store;
+#[cfg(feature = "aws")]
+pub mod minio;
 pub mod moto;
 pub mod mysql;
 pub mod node;
 pub mod orchestrator;
 pub mod proxy;
+#[cfg(feature = "aws")]
+pub mod replicator;
 #[cfg(feature = "aws")]
 pub mod s3_proxy;
 pub mod shard;
