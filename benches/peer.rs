@@ -26,10 +26,11 @@ pub const PIPE: &str = "mysqlbinlog | mysql";
 pub const REPLICA: &str = "a replica of a live source";
 
 /// What `recover` sets on the server that it replays into. What no option here names has MySQL's default on both sides.
-pub const RECOVER_SETTINGS: [&str; 10] = [
+pub const RECOVER_SETTINGS: [&str; 11] = [
     "--skip-log-bin",
     "--innodb-flush-log-at-trx-commit=0",
     "--innodb-doublewrite=OFF",
+    "--innodb-flush-method=fsync",
     BUFFER_POOL,
     "--replica-parallel-workers=8",
     "--replica-preserve-commit-order=OFF",

@@ -1,20 +1,19 @@
 //! Plans over histories that no server wrote: targets, stitching, gaps, damage, and what may be left out. The timelines' records are
 //! written as agents of recovered or promoted servers would claim them.
 
-
 use std::time::Instant;
 
+use crate::support::{
+    golden::assert_error,
+    made::{Made, at, end_of, gtid, gtids, server},
+    node::peak_memory_bytes,
+};
 use mysql_pitr::{
     binlog::gtid::{Gtid, GtidSet},
     recover::{
         plan::Request,
         target::{Position, Target},
     },
-};
-use crate::support::{
-    golden::assert_error,
-    made::{Made, at, end_of, gtid, gtids, server},
-    node::peak_memory_bytes,
 };
 
 fn one(gtid: Gtid) -> GtidSet {
@@ -93,6 +92,25 @@ async fn every_kind_of_target_leads_to_its_set() {
         "{:?}",
         plan.warnings
     );
+}
+
+#[tokio::test]
+async fn a_snapshot_may_be_newer_than_all_that_was_shipped() {
+    let made = simple();
+    made.snapshot("b", 1, 1, gtids(1, 1, 40), 500);
+    let plan = leads_to(&made, latest(), &gtids(1, 1, 40)).await;
+    assert_eq!((plan.snapshot.id.as_str(), plan.legs.len(), plan.last), ("b", 0, None));
+    assert_eq!(plan.gaps[0].gtids, gtids(1, 31, 40));
+    // When these were committed, nobody knows.
+    leads_to(&made, time(295), &gtids(1, 1, 29)).await;
+    made.refusal(&time(400)).await;
+    made.damage(&format!("{}/snapshots/b.json", crate::support::node::SHARD));
+    leads_to(&made, latest(), &gtids(1, 1, 30)).await;
+
+    let alone = Made::new();
+    alone.timeline(1, None, 1, none(), none());
+    alone.snapshot("a", 1, 1, gtids(1, 1, 5), 55);
+    leads_to(&alone, latest(), &gtids(1, 1, 5)).await;
 }
 
 fn position(binlog: &str, position: u64) -> Request {

@@ -162,6 +162,7 @@ fn print(l: &Listing) {
     match (&l.window.from, &l.window.until) {
         (Some(from), Some(until)) if from > until => say!("recoverable: the state at {until}, nothing was committed since"),
         (Some(from), Some(until)) => say!("recoverable from {from} until {until}"),
+        _ if l.window.problem.is_none() => say!("recoverable: the newest snapshot, which is newer than all that was shipped"),
         _ if l.gaps.iter().any(|g| g.closed_by.is_none()) => say!("recoverable only up to a gap"),
         _ => say!("nothing is recoverable yet"),
     }

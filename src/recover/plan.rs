@@ -106,11 +106,13 @@ pub async fn plan(archive: &Archive, request: &Request) -> anyhow::Result<Plan> 
         path: &path,
         binlogs: &binlogs,
     };
+    let snapshots = fit_for_all(&path, &survey, &request.skip);
     let (mut cut, mut first): (Option<(usize, String)>, Option<anyhow::Error>) = (None, None);
     loop {
         let history = History {
             cut: cut.as_ref().map(|(until, why)| (*until, why.as_str())),
             latest_possible: request.latest_possible,
+            snapshots: &snapshots,
             ..History::new(&path, &binlogs, &survey.faults)
         };
         // Once it goes back from an obstacle, that is what there is to say.
@@ -127,6 +129,15 @@ pub async fn plan(archive: &Archive, request: &Request) -> anyhow::Result<Plan> 
             Err(obstacle) => return Err(first.unwrap_or(obstacle.error)),
         }
     }
+}
+
+/// The whole snapshots that a recovery of everything may start from.
+pub(super) fn fit_for_all<'a>(path: &Path, survey: &'a Survey, skip: &GtidSet) -> Vec<&'a Snapshot> {
+    let fits = |s: &&Snapshot| {
+        let all = s.gtids_after.clone().unwrap_or_default();
+        path.serves(s, &all, skip).is_ok() && survey.fault_of_snapshot(&s.id).is_none()
+    };
+    survey.snapshots.iter().filter(fits).collect()
 }
 
 /// The plan for what the request's target was resolved to.

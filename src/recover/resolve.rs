@@ -10,6 +10,7 @@ use crate::{
         keys::BinlogPlace,
         listing::{Archive, Form, covered_end},
         reader::{Flow, visit},
+        records::Snapshot,
         survey::Subject,
     },
     binlog::{
@@ -242,7 +243,11 @@ impl Resolver<'_> {
             return self.less(all, e).await;
         }
         let e = match self.target {
-            Target::Latest | Target::Position(_) => return self.resolved(all, None).await,
+            Target::Latest => {
+                self.end_with_a_snapshot();
+                return self.resolved(all, None).await;
+            }
+            Target::Position(_) => return self.resolved(all, None).await,
             Target::Time(us) => {
                 self.last = self.find_last().await?;
                 self.taken = None;
@@ -284,6 +289,32 @@ impl Resolver<'_> {
             }
         };
         self.less(all, e).await
+    }
+
+    /// A snapshot may be newer than everything that was shipped: then the history ends with it. What it may or may not hold must have been
+    /// shipped, for nobody else has it.
+    fn end_with_a_snapshot(&mut self) {
+        let beyond = |s: &Snapshot| s.gtids_before.subtract(&s.errant).subtract(&self.gtids);
+        let is_known = |s: &Snapshot| {
+            let held = s.gtids_after.as_ref();
+            held.is_some_and(|held| held.is_subset(&s.gtids_before.union(&self.gtids)))
+        };
+        let snapshots = self.history.snapshots.iter().filter(|s| is_known(s));
+        let Some((unseen, snapshot)) = snapshots.map(|s| (beyond(s), s)).max_by_key(|(unseen, _)| unseen.count()) else {
+            return;
+        };
+        if unseen.is_empty() {
+            return;
+        }
+        self.gtids.add(&unseen);
+        self.undated.add(&unseen);
+        // When the last of these was committed nobody knows.
+        (self.last, self.taken) = (None, None);
+        self.gaps.push(Gap {
+            gtids: unseen,
+            before: format!("snapshot {}", snapshot.id),
+            at: self.history.binlogs.len(),
+        });
     }
 
     /// Where less will do, what there is is the answer, and the error the reason.

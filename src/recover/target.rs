@@ -11,6 +11,7 @@ use crate::{
         keys::Shard,
         listing::{Form, StoredBinlog},
         path::{Inherited, Path},
+        records::Snapshot,
         survey::Fault,
     },
     binlog::{
@@ -93,7 +94,7 @@ impl Stop {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Gap {
     pub gtids: GtidSet,
-    /// The binlog that begins behind it.
+    /// The binlog that begins behind it, or the snapshot that holds it.
     pub before: String,
     /// Where that one stands among the path's binlogs.
     #[serde(skip)]
@@ -129,6 +130,8 @@ pub struct History<'a> {
     pub path: &'a Path,
     pub binlogs: &'a [PathBinlog],
     pub faults: &'a [Fault],
+    /// Those that everything that was archived may be recovered from.
+    pub snapshots: &'a [&'a Snapshot],
     /// Only so many of the binlogs can be recovered from, and why.
     pub cut: Option<(usize, &'a str)>,
     /// Whether less than the target will do.
@@ -136,12 +139,13 @@ pub struct History<'a> {
 }
 
 impl<'a> History<'a> {
-    /// All of it, and nothing less than the target.
+    /// All that the binlogs hold of it, and nothing less than the target.
     pub fn new(path: &'a Path, binlogs: &'a [PathBinlog], faults: &'a [Fault]) -> History<'a> {
         History {
             path,
             binlogs,
             faults,
+            snapshots: &[],
             cut: None,
             latest_possible: false,
         }

@@ -10,7 +10,7 @@ use crate::{
 };
 
 use super::{
-    plan::{Request, assemble, find_path},
+    plan::{Request, assemble, find_path, fit_for_all},
     resolve::resolve,
     target::{History, Target, path_binlogs},
 };
@@ -38,7 +38,11 @@ pub async fn recoverable(archive: &Archive, timeline: Option<u32>, survey: &Surv
     };
     let binlogs = path_binlogs(&path, survey.binlogs.clone());
     let request = Request::new(Target::Latest);
-    let resolved = resolve(archive, History::new(&path, &binlogs, &survey.faults), &request.target).await;
+    let history = History {
+        snapshots: &fit_for_all(&path, survey, &request.skip),
+        ..History::new(&path, &binlogs, &survey.faults)
+    };
+    let resolved = resolve(archive, history, &request.target).await;
     let mut holdings: Vec<Holding> = binlogs.iter().map(|b| Holding::from(&*b.binlog)).collect();
     for (i, gtids) in resolved.iter().flat_map(|r| &r.read) {
         holdings[*i].gtids.get_or_insert_with(|| gtids.clone());
