@@ -73,11 +73,10 @@ async fn a_server_without_gtids_is_refused() {
     let said = node.fails(&["snapshot"]).await;
     assert_error("gtid_mode=OFF: snapshot", &said, &names(&server, &node));
     assert_text("gtid_mode=OFF: agent", &agent_says(&node).await, &names(&server, &node));
-    assert_eq!(
-        objects(&node.archive_dir.join(SHARD)),
-        Vec::<PathBuf>::new(),
-        "nothing is half made"
-    );
+    let mut made = objects(&node.archive_dir.join(SHARD));
+    // It runs, and may say so.
+    made.retain(|path| !path.starts_with(node.archive_dir.join(SHARD).join("agents")));
+    assert_eq!(made, Vec::<PathBuf>::new(), "nothing is half made");
 }
 
 #[tokio::test]

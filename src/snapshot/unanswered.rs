@@ -149,7 +149,7 @@ mod tests {
             role: Role::Unknown,
             ..presence(1, 5)
         };
-        assert!(text(&[lost.clone()]).contains("does not know its role"));
+        assert!(text(std::slice::from_ref(&lost)).contains("does not know its role"));
         assert!(explain(&[lost], &[], NOW_US).hint.contains("Orchestrator"));
         assert!(text(&[]).contains("no agent has ever told of itself; server 00000000-0000-0000-0000-000000000001 shipped last"));
         assert_eq!(explain(&[], &[], NOW_US).text, "the store knows no such shard");
