@@ -9,11 +9,11 @@ export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mysql-pitr/tar
 locked := --locked
 endif
 
-.PHONY: help demo test torture bench check clean
+.PHONY: help demo test torture bench check lint-ansible clean
 .DEFAULT_GOAL := help
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## fetch what is needed, then show the whole story on a scratch MySQL server
 	@scripts/demo.sh
@@ -28,15 +28,20 @@ bench: ## fetch what is needed, then measure, beside MySQL's own tools (ARGS="..
 	@scripts/bench.sh $(ARGS)
 
 # Advisories are not checked: their database cannot be fetched everywhere.
-check: ## check format, lints, documentation, dependencies and scripts
+check: ## check format, lints, documentation, dependencies, scripts and Terraform
 	cargo fmt --check
 	cargo clippy $(locked) --all-targets -- -D warnings
 	cargo clippy $(locked) --no-default-features --features demo -- -D warnings
 	cargo clippy $(locked) --features bench --bench suite -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc $(locked) --no-deps --document-private-items
 	deny=$$(scripts/cargo-deny.sh | tail -n 1) && "$$deny" $(locked) check bans licenses sources
+	scripts/terraform-lint.sh
+	python3 scripts/costs.py --check docs/costs.md
 	@if command -v shellcheck >/dev/null; then set -x; shellcheck scripts/*.sh .ci/run; else echo "SKIPPED: no shellcheck here"; fi
 	@if command -v promtool >/dev/null; then set -x; promtool check rules monitoring/alerts.yml; else echo "SKIPPED: no promtool here (Debian's package prometheus has it)"; fi
+
+lint-ansible: ## check the playbook and its roles, and that mysql-pitr takes what they write (fetches 700 MB of tools, once)
+	@scripts/ansible-lint.sh
 
 clean: ## remove what was built (the cache of downloads stays)
 	cargo clean

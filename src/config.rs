@@ -2,6 +2,7 @@
 
 mod orchestrator;
 mod replica;
+mod store;
 
 pub use replica::{ReplicaSection, Replication};
 
@@ -20,9 +21,10 @@ use crate::{
     orchestrator::Options,
     retention::rules::Rules,
     snapshot::schedule::Schedule,
-    store::{Checksums, StoreOptions},
     support::{hint::OrHint, secret::Secret},
 };
+
+use store::StoreSection;
 
 /// Holds the MySQL password where there is no password_file.
 pub const PASSWORD_VARIABLE: &str = "MYSQL_PITR_MYSQL_PASSWORD";
@@ -89,31 +91,6 @@ enum TlsMode {
     #[default]
     Required,
     VerifyCa,
-}
-
-/// `[store]`: where the archive lies.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StoreSection {
-    /// `file:///path` or `s3://bucket[/prefix]`.
-    pub url: String,
-    region: Option<String>,
-    endpoint: Option<String>,
-    #[serde(default)]
-    path_style: bool,
-    #[serde(default)]
-    checksums: Checksums,
-}
-
-impl StoreSection {
-    pub fn options(&self) -> StoreOptions {
-        StoreOptions {
-            region: self.region.clone(),
-            endpoint: self.endpoint.clone(),
-            path_style: self.path_style,
-            checksums: self.checksums,
-        }
-    }
 }
 
 /// `[ship]`: how the live binlog is cut.
@@ -325,6 +302,23 @@ impl Config {
         Config::parse(&text).with_context(|| format!("the configuration {} is wrong", path.display()))
     }
 
+    /// For whoever only reads and writes the archive: everything else is as by default.
+    pub fn of_store(shard: &str, url: &str) -> anyhow::Result<Config> {
+        let text = |text: &str| toml::Value::from(text);
+        Config::parse(&format!("shard = {}\n[store]\nurl = {}\n", text(shard), text(url)))
+    }
+
+    /// The same for another shard.
+    pub fn with_shard(self, name: &str) -> anyhow::Result<Config> {
+        let shard = Shard::try_from(name.to_owned()).map_err(anyhow::Error::msg)?;
+        Ok(Config { shard, ..self })
+    }
+
+    /// Whether it names a server, as a database node's does.
+    pub fn has_server(&self) -> bool {
+        self.mysql.is_some()
+    }
+
     pub fn parse(text: &str) -> anyhow::Result<Config> {
         let file: File = toml::from_str(text)?;
         let segment_bytes = file.ship.segment_bytes.as_u64();
@@ -342,6 +336,7 @@ impl Config {
         {
             bail!("[mysql] needs either socket or host");
         }
+        file.store.validate()?;
         file.snapshot.schedule()?;
         if let Some(replica) = &file.replica {
             replica.validate(&file.store)?;

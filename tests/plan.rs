@@ -463,3 +463,36 @@ async fn ten_thousand_manifests_are_planned_over_quickly() {
     println!("planned over {MANIFESTS} manifests in {took:.2} s, the program held {peak} bytes");
     assert!(peak < MEMORY_BYTES_MAX, "{peak} bytes");
 }
+
+/// A primary died before its backlog was archived; its successor archived the same transactions, behind what the primary had shipped live.
+#[tokio::test]
+async fn what_a_successor_archived_in_place_of_a_backlog_comes_before_what_was_shipped_live() {
+    for successor_is_sealed in [true, false] {
+        let made = Made::new();
+        made.timeline(1, None, 1, none(), none());
+        made.snapshot("a", 1, 1, gtids(1, 1, 5), 55);
+        made.sealed(1, 1, 1, none(), &run(1, 1, 10));
+        made.tail(1, 1, 3, gtids(1, 1, 20), &run(1, 21, 30));
+        made.timeline(2, Some(1), 2, gtids(1, 1, 28), none());
+        let mut holds = run(1, 11, 28);
+        holds.extend(run(2, 1, 5).iter().map(|(gtid, second)| (*gtid, second + 300)));
+        match successor_is_sealed {
+            true => drop(made.sealed(2, 2, 7, gtids(1, 1, 10), &holds)),
+            false => drop(made.tail(2, 2, 7, gtids(1, 1, 10), &holds)),
+        }
+        let all = gtids(1, 1, 28).union(&gtids(2, 1, 5));
+        let plan = leads_to(&made, latest(), &all).await;
+        let legs: Vec<&GtidSet> = plan.legs.iter().map(|leg| &leg.wanted).collect();
+        assert_eq!(legs, [&gtids(1, 6, 10), &gtids(1, 11, 28).union(&gtids(2, 1, 5))]);
+        assert!(plan.gaps.is_empty());
+        leads_to(&made, time(150), &gtids(1, 1, 15)).await;
+        leads_to(&made, time(255), &gtids(1, 1, 25)).await;
+        leads_to(&made, time(315), &gtids(1, 1, 28).union(&gtids(2, 1, 1))).await;
+        refused(
+            &made,
+            "a position behind what only a successor archived",
+            position("binlog.000003", end_of(&run(1, 21, 30), 3)),
+        )
+        .await;
+    }
+}

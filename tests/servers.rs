@@ -11,6 +11,7 @@ mod exact_targets;
 mod failover;
 mod huge_binlog;
 mod journey;
+mod on_demand;
 #[cfg(feature = "aws")]
 mod outage;
 mod plan;
@@ -20,6 +21,10 @@ mod recover_resume;
 #[cfg(feature = "aws")]
 mod replication;
 mod role;
+#[cfg(feature = "aws")]
+mod s3_features;
+#[cfg(feature = "aws")]
+mod s3_refusals;
 mod schedule;
 mod ship;
 #[cfg(feature = "aws")]

@@ -5,6 +5,7 @@ pub mod document;
 mod health;
 mod http;
 mod monitor;
+mod presence;
 mod publish;
 pub mod replica;
 pub mod role;
@@ -24,6 +25,7 @@ use tracing::{info, warn};
 
 use self::{
     monitor::{Parts, SnapshotCounts},
+    presence::Herald,
     role::RoleWatch,
     snapshots::Snapshots,
     survey::Surveyor,
@@ -138,6 +140,12 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         replica_sender,
     ));
     monitoring.spawn(surveyor.run(look_sender, shipper.snapshot_wanted.clone()));
+    let herald = Herald {
+        archive: archive.clone(),
+        endpoint: endpoint.clone(),
+        standing: roles.subscribe(),
+    };
+    let telling = tokio::spawn(herald.run(stop.clone()));
     let snapshots = Snapshots {
         counts,
         archive,
@@ -164,7 +172,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     snapshotting.abort();
     watching_disk.abort();
     drop(monitoring);
-    match timeout(STOP_PATIENCE, shipping).await {
+    let (shipping, _) = tokio::join!(timeout(STOP_PATIENCE, shipping), timeout(STOP_PATIENCE, telling));
+    match shipping {
         Ok(joined) => joined.context("the shipping task died"),
         Err(_) => bail!(
             "shipping did not stop within {} s; nothing is lost by that",

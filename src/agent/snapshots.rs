@@ -25,7 +25,7 @@ use crate::{
     mysql::{endpoint::Endpoint, query::Session},
     ship::standing::Standing,
     snapshot::{
-        request,
+        request::{self, Requests},
         schedule::{self, Schedule},
         take,
     },
@@ -116,7 +116,7 @@ impl Answering {
 impl Snapshots {
     pub(super) async fn run(mut self) {
         let mut ticks = interval(request::POLL_INTERVAL);
-        let (mut seen, mut swept, mut asked) = (None, false, None);
+        let (mut requests, mut swept, mut asked) = (Requests::default(), false, None);
         let mut answering = Answering::new();
         let mut agenda = Agenda::default();
         loop {
@@ -137,17 +137,17 @@ impl Snapshots {
                     // What a server ships off the path is nobody's to recover.
                     && look.tip_server == Some(self.server_uuid().await?)
                 {
-                    let answered = self.answer(&standing, &mut asked, &mut seen).await;
+                    let answered = self.answer(&standing, &mut asked, &mut requests).await;
                     answering.tried(answered.is_ok(), Instant::now());
                     self.look_again.notify_one();
                     answered?;
                 }
                 if standing.takes_snapshots {
-                    if self.requested(&standing, &mut seen).await? {
+                    if self.requested(&standing, &mut requests).await? {
                         answering.answered = Some(Instant::now());
                         self.look_again.notify_one();
                     }
-                    self.scheduled(&standing, &mut agenda).await?;
+                    self.scheduled(&standing, &mut agenda, &mut requests).await?;
                 } else {
                     agenda = Agenda::default();
                     self.counts.next_us.store(0, Ordering::Relaxed);
@@ -161,16 +161,16 @@ impl Snapshots {
     }
 
     /// i8: where a gap, or a new root, keeps the newest moment from being recovered, a snapshot begins the window again.
-    async fn answer(&self, standing: &Standing, asked: &mut Option<String>, seen: &mut Option<String>) -> anyhow::Result<()> {
+    async fn answer(&self, standing: &Standing, asked: &mut Option<String>, requests: &mut Requests) -> anyhow::Result<()> {
         if standing.takes_snapshots {
             info!("the newest moment cannot be recovered: taking a snapshot");
-            return self.take(standing, &take::new_id()).await;
+            return self.take(standing, requests).await;
         }
         let is_under_way = match asked {
             Some(id) => self.is_under_way(id).await?,
             None => false,
         };
-        if !is_under_way && request::open_requests(&self.archive, seen.as_deref()).await?.is_empty() {
+        if !is_under_way && requests.open(&self.archive).await?.is_empty() {
             let id = request::ask(&self.archive).await?;
             info!(
                 request = id,
@@ -198,21 +198,17 @@ impl Snapshots {
     }
 
     /// Takes what is asked for; whether anything was.
-    async fn requested(&self, standing: &Standing, seen: &mut Option<String>) -> anyhow::Result<bool> {
-        let requests = request::open_requests(&self.archive, seen.as_deref()).await?;
-        if requests.is_empty() || !self.serves_somebody(standing).await? {
+    async fn requested(&self, standing: &Standing, requests: &mut Requests) -> anyhow::Result<bool> {
+        if requests.open(&self.archive).await?.is_empty() || !self.serves_somebody(standing).await? {
             return Ok(false);
         }
-        for id in requests {
-            self.take(standing, &id).await?;
-            *seen = Some(id);
-        }
+        self.take(standing, requests).await?;
         Ok(true)
     }
 
     /// Takes the snapshot that the schedule wants, if it is due. What was missed is made up once: how far the schedule is served the store
     /// says, not this process, so that it does not matter who took the last snapshot, or what for.
-    async fn scheduled(&self, standing: &Standing, agenda: &mut Agenda) -> anyhow::Result<()> {
+    async fn scheduled(&self, standing: &Standing, agenda: &mut Agenda, requests: &mut Requests) -> anyhow::Result<()> {
         let Some(schedule) = &self.schedule else { return Ok(()) };
         let now_us = self.archive.clock.now_us();
         if agenda.due_us.is_some_and(|due| now_us < due) || agenda.not_before.is_some_and(|at| Instant::now() < at) {
@@ -245,7 +241,7 @@ impl Snapshots {
             return Ok(());
         }
         info!(due = %Moment(due_us), "a snapshot is due by the schedule");
-        self.take(standing, &take::new_id()).await?;
+        self.take(standing, requests).await?;
         *agenda = Agenda::default();
         Ok(())
     }
@@ -259,9 +255,11 @@ impl Snapshots {
         Ok(path::tip(&timelines).is_some_and(|tip| tip.server_uuid == server_uuid))
     }
 
-    async fn take(&self, standing: &Standing, id: &str) -> anyhow::Result<()> {
-        let silent = Progress::silent();
-        let taken = take::take(&self.archive, &self.endpoint, &self.settings, standing, id, &silent).await;
+    /// One snapshot, which answers whatever is asked for until now.
+    async fn take(&self, standing: &Standing, requests: &mut Requests) -> anyhow::Result<()> {
+        let open = requests.open(&self.archive).await?;
+        let (id, silent) = (request::answer(&self.archive, &open).await?, Progress::silent());
+        let taken = take::take(&self.archive, &self.endpoint, &self.settings, standing, &id, &silent).await;
         let count = if taken.is_ok() {
             &self.counts.complete
         } else {

@@ -227,6 +227,18 @@ pub fn lease_key(shard: &Shard, id: &str) -> String {
     format!("{}recover-{id}.json", leases_prefix(shard))
 }
 
+/// Folders of a shard whose objects are soon of no use, and many or often replaced.
+pub const SHORT_LIVED: [&str; 6] = ["segments", "requests", "leases", "agents", "turns", "probes"];
+
+/// What agents say of themselves.
+pub fn agents_prefix(shard: &Shard) -> String {
+    format!("{shard}/agents/")
+}
+
+pub fn agent_key(shard: &Shard, server_uuid: Uuid) -> String {
+    format!("{}{server_uuid}.json", agents_prefix(shard))
+}
+
 /// Which buckets nobody ships to any more.
 pub fn fences_prefix(shard: &Shard) -> String {
     format!("{shard}/fences/")
@@ -246,6 +258,15 @@ pub fn requests_prefix(shard: &Shard) -> String {
 
 pub fn request_key(shard: &Shard, id: &str) -> String {
     format!("{}{id}.json", requests_prefix(shard))
+}
+
+/// What says by which snapshot, of another name, a request is answered.
+pub fn answers_prefix(shard: &Shard, request: &str) -> String {
+    format!("{}{request}/", requests_prefix(shard))
+}
+
+pub fn answer_key(shard: &Shard, request: &str, snapshot: &str) -> String {
+    format!("{}{snapshot}.json", answers_prefix(shard, request))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod listing;
 pub mod path;
 #[cfg(test)]
 mod path_model;
+pub mod presence;
 pub mod reader;
 pub mod records;
 pub mod survey;

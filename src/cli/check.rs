@@ -11,7 +11,7 @@ use crate::{
         query::Session,
     },
     orchestrator::{Client, judge},
-    store::probe,
+    store::{Checksums, StoreError, StoreOptions, probe},
     support::{
         hint::{hint_of, message},
         progress::human_bytes,
@@ -66,28 +66,71 @@ async fn server(config: &Config) -> Vec<Check> {
 
 async fn store(config: &Config) -> Vec<Check> {
     const REACHABLE: &str = "store";
-    const CONDITIONAL: &str = "conditional PUT";
+    const CREATING: &str = "conditional PUT";
+    const REPLACING: &str = "conditional replace";
     let looked = async {
         let Archive { store, shard, .. } = agent::archive(config).await?;
-        let honoured = probe::conditional_put(&store, &shard.to_string()).await?;
-        anyhow::Ok((store.url().to_owned(), honoured))
+        let shard = shard.to_string();
+        let workarounds = store.workarounds(&shard).await?;
+        let creates = probe::creates_once(&store, &shard).await?;
+        let replaces = probe::replaces_what_it_saw(&store, &shard).await?;
+        anyhow::Ok((store.url().to_owned(), workarounds, creates, replaces))
     };
-    match looked.await {
-        Err(e) => vec![Check::failed(
-            REACHABLE,
-            message(&e),
-            hint_of(&e).unwrap_or_else(|| "set [store] url to a store that this node may write".to_owned()),
-        )],
-        Ok((url, true)) => vec![Check::ok(REACHABLE, url), Check::ok(CONDITIONAL, "honoured")],
-        Ok((url, false)) => vec![
-            Check::ok(REACHABLE, url),
-            Check::failed(
-                CONDITIONAL,
-                "two writers both created one object",
-                "use a store that honours If-None-Match: two primaries could claim one timeline",
-            ),
-        ],
+    let (url, workarounds, creates, replaces) = match looked.await {
+        Ok(found) => found,
+        Err(e) => {
+            let fewer = works_with_fewer_checksums(config, &e).await;
+            let hint = match fewer {
+                true => "set checksums = \"when_required\" in the [store] section: with it this store works".to_owned(),
+                false => hint_of(&e).unwrap_or_else(|| "set [store] url to a store that this node may write".to_owned()),
+            };
+            return vec![Check::failed(REACHABLE, message(&e), hint)];
+        }
+    };
+    let honoured = |name, honoured: bool, what: &str, hint: &str| match honoured {
+        true => Check::ok(name, "honoured"),
+        false => Check::failed(name, what.to_owned(), hint),
+    };
+    let mut checks = vec![
+        Check::ok(REACHABLE, url),
+        honoured(
+            CREATING,
+            creates,
+            "two writers both created one object",
+            "use a store that honours If-None-Match: two primaries could claim one timeline",
+        ),
+    ];
+    if workarounds.is_empty() {
+        checks.push(honoured(
+            REPLACING,
+            replaces,
+            "a writer replaced an object that it had not seen, or could not replace one that it had",
+            "use a store that honours If-Match",
+        ));
     }
+    let hint = "nothing has to be done; a store that honours If-Match needs fewer requests";
+    checks.extend(workarounds.into_iter().map(|what| Check::warning(REPLACING, what, hint)));
+    checks
+}
+
+/// Whether the store that refused something does not refuse it without the SDK's checksums.
+async fn works_with_fewer_checksums(config: &Config, e: &anyhow::Error) -> bool {
+    let refused = e
+        .downcast_ref::<StoreError>()
+        .is_some_and(|e| matches!(e, StoreError::Refused { .. }));
+    let options = config.store.options();
+    if !refused || options.checksums == Checksums::WhenRequired {
+        return false;
+    }
+    let fewer = StoreOptions {
+        checksums: Checksums::WhenRequired,
+        ..options
+    };
+    let works = async {
+        let store = crate::store::open(&config.store.url, &fewer).await?;
+        anyhow::Ok(probe::creates_once(&store, &config.shard.to_string()).await?)
+    };
+    works.await.unwrap_or(false)
 }
 
 /// Nothing, where there is no other region.
@@ -97,9 +140,7 @@ async fn replica(config: &Config) -> Option<Check> {
     let looked = async {
         let replica = agent::replica::archive(config).await?.context("there is no [replica]")?;
         let timelines = replica.timelines().await?.len();
-        if section.replication == Replication::Agent
-            && !probe::conditional_put(&replica.store, &replica.shard.to_string()).await?
-        {
+        if section.replication == Replication::Agent && !probe::creates_once(&replica.store, &replica.shard.to_string()).await? {
             bail!("two writers both created one object");
         }
         anyhow::Ok(format!("{}, {timelines} timelines there", replica.store.url()))

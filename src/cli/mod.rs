@@ -38,6 +38,7 @@ Examples:
   mysql-pitr check                                       is this node fit to be shipped from?
   mysql-pitr agent                                       ship, until stopped
   mysql-pitr snapshot                                    take a snapshot now
+  mysql-pitr snapshot --store s3://bucket --shard s      ask for one, from anywhere
   mysql-pitr status                                      is it shipped, and what is at risk?
   mysql-pitr list                                        what is archived, and what is recoverable
   mysql-pitr prune                                       what is too old to be kept?
@@ -66,7 +67,7 @@ impl Cli {
         match &self.command {
             // It has an end of its own for signals.
             Command::Agent(args) => agent::run(args, &config()?).await,
-            Command::Snapshot(args) => until_interrupted(snapshot::run(args, &config()?)).await,
+            Command::Snapshot(args) => until_interrupted(snapshot::run(args, &snapshot::config(args, config)?)).await,
             // It reports its end, also where a signal is it.
             Command::Recover(args) => recover::run(args, &config()?).await,
             Command::Status(args) => until_interrupted(status::run(args, &config()?)).await,

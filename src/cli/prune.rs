@@ -72,6 +72,10 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     } else if args.yes {
         say!("deleted {}", count(applied.objects_deleted, "object"));
         applied
+            .locked
+            .iter()
+            .for_each(|k| say!("  LOCKED   {}: {} is locked: {}", k.name, k.key, k.reason));
+        applied
             .refused
             .iter()
             .for_each(|r| say!("  REFUSED  {}: {}", r.name, r.reason));
@@ -81,8 +85,9 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     done?;
     match applied.refused.len() {
         0 => Ok(()),
-        refused => Err(anyhow!("the store did not let {} go", count(refused, "object")))
-            .hint("see whether Object Lock or a legal hold keeps them, and whether these credentials may delete"),
+        refused => {
+            Err(anyhow!("the store did not let {} go", count(refused, "object"))).hint("see whether these credentials may delete")
+        }
     }
 }
 

@@ -15,10 +15,18 @@ use crate::{
 
 use super::output::{self, say};
 
-/// Take a snapshot now: by the agent that runs on this node, or alone where none runs
+/// Take a snapshot now: by the agent that is entitled, which is asked in the bucket; on a node without an agent, alone
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Only ask for it: print its name and do not wait.
+    /// Of this shard, by its agents. Needs no server and no agent here, only the right to write into the store.
+    #[arg(long, value_name = "NAME")]
+    shard: Option<String>,
+    /// Where the shard's archive is, in place of a configuration file: s3://bucket[/prefix] or file:///path. Region and keys come
+    /// from the AWS configuration.
+    #[arg(long, value_name = "URL", requires = "shard")]
+    store: Option<String>,
+    /// Only ask for it: print the request's name and do not wait.
     #[arg(long)]
     no_wait: bool,
     /// Print the snapshot's record as JSON.
@@ -26,12 +34,39 @@ pub struct Args {
     json: bool,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  mysql-pitr snapshot
+  mysql-pitr snapshot --shard shop-1 --config /etc/mysql-pitr/mysql-pitr.toml
+  mysql-pitr snapshot --shard shop-1 --store s3://example-backups/mysql --no-wait";
+
+/// The configuration that the arguments ask for.
+pub fn config(args: &Args, file: impl FnOnce() -> anyhow::Result<Config>) -> anyhow::Result<Config> {
+    match (&args.shard, &args.store) {
+        (Some(shard), Some(url)) => Config::of_store(shard, url),
+        (Some(shard), None) => file()?.with_shard(shard),
+        (None, _) => file(),
+    }
+}
+
 pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let archive = agent::archive(config).await?;
     let progress = Progress::new(args.json);
-    let snapshot = match StateLock::try_take(&config.state_path)? {
-        Some(_lock) if !args.no_wait => alone(&archive, config, &progress).await?,
-        _ => {
+    let is_remote = args.shard.is_some() || !config.has_server();
+    if is_remote && archive.timelines().await?.is_empty() {
+        let e = anyhow::anyhow!("there is nothing of shard `{}` in {}", config.shard, archive.store.url());
+        return Err(with_hint(
+            e,
+            "correct the name; a new shard begins when an agent first ships it",
+        ));
+    }
+    let lock = match is_remote || args.no_wait {
+        true => None,
+        false => StateLock::try_take(&config.state_path)?,
+    };
+    let snapshot = match lock {
+        Some(_lock) => alone(&archive, config, &progress).await?,
+        None => {
             let id = request::ask(&archive).await?;
             if args.no_wait {
                 say!("{id}");

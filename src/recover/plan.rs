@@ -229,19 +229,19 @@ impl Maker<'_> {
 
     /// What is replayed, binlog by binlog.
     fn legs(&self, resolved: &Resolved, snapshot: &Snapshot) -> Result<Vec<Leg>, Obstacle> {
-        let missing_from_snapshot = resolved.gtids.subtract(&snapshot.gtids_before);
-        let (mut legs, mut left) = (Vec::new(), missing_from_snapshot.clone());
-        for (i, b) in self.binlogs.iter().enumerate().take(resolved.binlogs_until) {
-            let read = resolved.read.iter().find(|(at, _)| *at == i).map(|(_, set)| set);
+        let (mut legs, mut left) = (Vec::new(), resolved.gtids.subtract(&snapshot.gtids_before));
+        for (at, i) in resolved.binlogs.iter().copied().enumerate() {
+            let b = &self.binlogs[i];
+            let read = resolved.read.iter().find(|(read, _)| *read == i).map(|(_, set)| set);
             let Some(holds) = read.or(b.binlog.gtids()) else { continue };
-            let wanted = b.inherited.of(holds).intersect(&missing_from_snapshot);
+            let wanted = b.inherited.of(holds).intersect(&left);
             if wanted.is_empty() {
                 continue;
             }
             let is_sealed = matches!(b.binlog.form, Form::Sealed(_));
             if let Some(fault) = self.survey.fault_of_binlog(b.binlog.place()).filter(|_| is_sealed) {
                 let error = fault.error();
-                return Err(Obstacle { error, at: Some(i) });
+                return Err(Obstacle { error, at: Some(at) });
             }
             left = left.subtract(&wanted);
             legs.push(Leg {
@@ -261,7 +261,7 @@ impl Maker<'_> {
             "the archive has a gap: it lacks {} transactions between snapshot {} and the target: {left}{}",
             left.count(),
             snapshot.id,
-            self.cause_of_gap(at)
+            self.cause_of_gap(resolved, at)
         );
         let hint = "recover to a moment before the gap (--latest-possible finds the last one), or to one after the next snapshot";
         Err(Obstacle {
@@ -270,10 +270,11 @@ impl Maker<'_> {
         })
     }
 
-    /// The objects that may hold what is missing before the path's binlog `at`.
-    fn cause_of_gap(&self, at: Option<usize>) -> String {
+    /// The objects that may hold what is missing behind the first `at` binlogs.
+    fn cause_of_gap(&self, resolved: &Resolved, at: Option<usize>) -> String {
         let mut causes: Vec<String> = Vec::new();
-        if let Some(before) = at.and_then(|at| self.binlogs[..at].last())
+        let before = at.and_then(|at| resolved.binlogs[..at].last());
+        if let Some(before) = before.map(|i| &self.binlogs[*i])
             && let Form::Tail(segments) = &before.binlog.form
         {
             let end = covered_end(segments);

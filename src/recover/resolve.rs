@@ -44,12 +44,22 @@ pub async fn resolve(archive: &Archive, history: History<'_>, target: &Target) -
         gtids: GtidSet::new(),
         last: None,
         taken: None,
+        order: Order::default(),
         read: Vec::new(),
         gaps: Vec::new(),
         undated: GtidSet::new(),
         not_inherited: None,
     };
     resolver.run().await
+}
+
+/// In which order the path's binlogs are taken: that of their timelines and of their server, unless one has to wait for others.
+#[derive(Default)]
+struct Order {
+    /// Those before it were met.
+    next: usize,
+    waiting: Vec<usize>,
+    taken: Vec<usize>,
 }
 
 struct Resolver<'a> {
@@ -60,6 +70,7 @@ struct Resolver<'a> {
     wanted: Option<usize>,
     gtids: GtidSet,
     last: Option<Stop>,
+    order: Order,
     /// The binlog that holds the last transaction, where that was taken by its manifest: which one it is, is not known then.
     taken: Option<usize>,
     read: Vec<(usize, GtidSet)>,
@@ -71,13 +82,13 @@ struct Resolver<'a> {
 
 impl Resolver<'_> {
     async fn run(mut self) -> anyhow::Result<Resolved> {
-        for i in 0..self.history.until() {
+        while let Some(i) = self.next()? {
             if self.may_be_taken(i) && self.take_sealed(i) {
                 continue;
             }
             let stop = match self.read_until_stop(i).await {
                 Ok(stop) => stop,
-                Err(e) => return self.less(i + 1, e).await,
+                Err(e) => return self.less(e).await,
             };
             match (self.target, stop) {
                 (Target::Gtid { gtid, exclusive: false }, Some(stop)) => {
@@ -86,11 +97,11 @@ impl Resolver<'_> {
                         set.insert(*gtid);
                     }
                     (self.last, self.taken, self.undated) = (Some(stop), None, GtidSet::new());
-                    return self.resolved(i + 1, None).await;
+                    return self.resolved(None).await;
                 }
                 (Target::Position(p), stop) if self.wanted == Some(i) => return self.at_position(i, p.position, stop).await,
-                (_, Some(stop)) => return self.resolved(i + 1, Some(stop)).await,
-                (Target::Set(set), None) if set.is_subset(&self.gtids) => return self.resolved(i + 1, None).await,
+                (_, Some(stop)) => return self.resolved(Some(stop)).await,
+                (Target::Set(set), None) if set.is_subset(&self.gtids) => return self.resolved(None).await,
                 (_, None) => {}
             }
         }
@@ -126,20 +137,86 @@ impl Resolver<'_> {
         }
     }
 
+    /// The binlog to be taken next.
+    fn next(&mut self) -> anyhow::Result<Option<usize>> {
+        let next = self.choose();
+        if let Some(i) = next {
+            self.order.taken.push(i);
+        }
+        let waits = |wanted: &usize| self.order.waiting.contains(wanted);
+        if let Some(wanted) = self.wanted.filter(waits) {
+            let place = self.history.binlogs[wanted].binlog.place();
+            let e = anyhow!(
+                "what lies before {place} was archived only by its server's successor, beside what the successor committed itself"
+            );
+            return Err(with_hint(
+                e,
+                "name the transaction with --target-gtid, in place of its position",
+            ));
+        }
+        Ok(next)
+    }
+
+    fn choose(&mut self) -> Option<usize> {
+        let binlogs = self.history.binlogs.len();
+        if self.order.taken.len() == self.history.until() {
+            return None;
+        }
+        if let Some(at) = self.order.waiting.iter().position(|i| !self.has_to_wait(*i)) {
+            return Some(self.order.waiting.remove(at));
+        }
+        while self.order.next < binlogs {
+            let i = self.order.next;
+            self.order.next += 1;
+            if !self.has_to_wait(i) {
+                return Some(i);
+            }
+            self.order.waiting.push(i);
+        }
+        (!self.order.waiting.is_empty()).then(|| self.order.waiting.remove(0))
+    }
+
+    /// Whether what was executed before binlog `i`, and is in none that was taken, is in a later timeline's: a primary that dies with a
+    /// backlog has shipped its live binlog, and what lies before that its successor ships.
+    fn has_to_wait(&self, i: usize) -> bool {
+        let unseen = self.unseen_before(i);
+        if unseen.is_empty() || self.order.taken.is_empty() {
+            return false;
+        }
+        let timelines = self.history.path.timelines();
+        let own = self.history.binlogs[i].binlog.opening.timeline;
+        let later = timelines.iter().skip_while(|t| t.id != own).skip(1);
+        later.into_iter().any(|t| {
+            let is_its = |b: &PathBinlog| b.binlog.opening.timeline == t.id;
+            let first = self.history.binlogs.iter().find(|b| is_its(b));
+            let is_met = !self.history.binlogs[self.order.next.min(self.history.binlogs.len())..]
+                .iter()
+                .any(is_its);
+            let archived_again = |first: &PathBinlog| t.branch_set.subtract(&first.binlog.opening.held_before).intersect(&unseen);
+            !is_met && first.is_some_and(|first| !archived_again(first).is_empty())
+        })
+    }
+
+    /// What binlog `i` says was executed before it, and none that was taken has.
+    fn unseen_before(&self, i: usize) -> GtidSet {
+        let PathBinlog { binlog, inherited } = &self.history.binlogs[i];
+        inherited.of(&binlog.opening.held_before).subtract(&self.gtids)
+    }
+
     /// i8: what a binlog's server had executed before it and none before has is a gap.
     fn enter(&mut self, i: usize) {
-        let PathBinlog { binlog, inherited } = &self.history.binlogs[i];
-        let unseen = inherited.of(&binlog.opening.held_before).subtract(&self.gtids);
+        let unseen = self.unseen_before(i);
         if unseen.is_empty() {
             return;
         }
         self.gtids.add(&unseen);
         self.undated.add(&unseen);
-        if i > 0 {
+        let at = self.order.taken.len() - 1;
+        if at > 0 {
             self.gaps.push(Gap {
                 gtids: unseen,
-                before: binlog.place().to_string(),
-                at: i,
+                before: self.history.binlogs[i].binlog.place().to_string(),
+                at,
             });
         }
     }
@@ -214,7 +291,7 @@ impl Resolver<'_> {
         }
         let end = binlog.bytes();
         if position <= end {
-            return self.resolved(i + 1, stop).await;
+            return self.resolved(stop).await;
         }
         let place = binlog.place().to_string();
         if matches!(binlog.form, Form::Sealed(_)) {
@@ -222,32 +299,28 @@ impl Resolver<'_> {
             return Err(with_hint(e, "positions are bytes from the beginning of that very binlog"));
         }
         let e = anyhow!("the archive holds {place} only up to {end}, and not the target {position}");
-        self.less(
-            i + 1,
-            with_hint(e, format!("choose a position that was archived, {LESS_WILL_DO}")),
-        )
-        .await
+        self.less(with_hint(e, format!("choose a position that was archived, {LESS_WILL_DO}")))
+            .await
     }
 
     /// The history ended before the target.
     async fn at_the_end(mut self) -> anyhow::Result<Resolved> {
-        if let Some((until, why)) = self.history.cut {
+        if let Some((_, why)) = self.history.cut {
             let why = why.to_owned();
             return Ok(Resolved {
                 shortfall: Some(why),
-                ..self.resolved(until, None).await?
+                ..self.resolved(None).await?
             });
         }
-        let all = self.history.binlogs.len();
         if let Err(e) = self.ensure_whole().await {
-            return self.less(all, e).await;
+            return self.less(e).await;
         }
         let e = match self.target {
             Target::Latest => {
                 self.end_with_a_snapshot();
-                return self.resolved(all, None).await;
+                return self.resolved(None).await;
             }
-            Target::Position(_) => return self.resolved(all, None).await,
+            Target::Position(_) => return self.resolved(None).await,
             Target::Time(us) => {
                 self.last = self.find_last().await?;
                 self.taken = None;
@@ -288,7 +361,7 @@ impl Resolver<'_> {
                 with_hint(e, hint)
             }
         };
-        self.less(all, e).await
+        self.less(e).await
     }
 
     /// A snapshot may be newer than everything that was shipped: then the history ends with it. What it may or may not hold must have been
@@ -313,12 +386,12 @@ impl Resolver<'_> {
         self.gaps.push(Gap {
             gtids: unseen,
             before: format!("snapshot {}", snapshot.id),
-            at: self.history.binlogs.len(),
+            at: self.order.taken.len(),
         });
     }
 
     /// Where less will do, what there is is the answer, and the error the reason.
-    async fn less(self, until: usize, e: anyhow::Error) -> anyhow::Result<Resolved> {
+    async fn less(self, e: anyhow::Error) -> anyhow::Result<Resolved> {
         // A store that is away says nothing of the archive.
         let is_transient = e
             .chain()
@@ -328,7 +401,7 @@ impl Resolver<'_> {
         }
         Ok(Resolved {
             shortfall: Some(message(&e)),
-            ..self.resolved(until, None).await?
+            ..self.resolved(None).await?
         })
     }
 
@@ -382,7 +455,7 @@ impl Resolver<'_> {
         place.server_uuid == self.history.path.last().server_uuid && !path.iter().any(later)
     }
 
-    async fn resolved(mut self, binlogs_until: usize, first_left_out: Option<Stop>) -> anyhow::Result<Resolved> {
+    async fn resolved(mut self, first_left_out: Option<Stop>) -> anyhow::Result<Resolved> {
         let (gtids, left_out) = match self.target {
             Target::Set(set) => (set.intersect(&self.gtids), self.gtids.subtract(set)),
             _ => (self.gtids.clone(), GtidSet::new()),
@@ -390,7 +463,7 @@ impl Resolver<'_> {
         Ok(Resolved {
             last: self.find_last().await?,
             gtids,
-            binlogs_until,
+            binlogs: self.order.taken,
             first_left_out,
             read: self.read,
             gaps: self.gaps,

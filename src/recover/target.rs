@@ -96,7 +96,7 @@ pub struct Gap {
     pub gtids: GtidSet,
     /// The binlog that begins behind it, or the snapshot that holds it.
     pub before: String,
-    /// Where that one stands among the path's binlogs.
+    /// How many binlogs come before it.
     #[serde(skip)]
     pub at: usize,
 }
@@ -106,8 +106,8 @@ pub struct Gap {
 pub struct Resolved {
     /// What the recovered server shall have executed.
     pub gtids: GtidSet,
-    /// How many of the path's binlogs, from the first, hold transactions of it.
-    pub binlogs_until: usize,
+    /// Which of the path's binlogs hold transactions of it, in the order in which these happened.
+    pub binlogs: Vec<usize>,
     /// The last transaction that is included; None where the target lies before the first.
     pub last: Option<Stop>,
     /// The first transaction that is left out.

@@ -285,6 +285,7 @@ impl<'a> Planner<'a> {
     fn deletions(&self) -> Vec<Deletion> {
         let mut deletions = self.old_snapshots();
         deletions.extend(self.answered_requests(&deletions));
+        deletions.extend(self.linked_requests());
         deletions.extend(self.old_binlogs());
         deletions.extend(self.sealed_segments());
         deletions.extend(self.orphans());
@@ -368,6 +369,22 @@ impl<'a> Planner<'a> {
         tail.reverse();
         tail.extend(openings);
         tail
+    }
+
+    /// Requests that the snapshot of another one answers; the request goes first, else it would be open again.
+    fn linked_requests(&self) -> Vec<Deletion> {
+        let prefix = keys::requests_prefix(self.shard);
+        let links = self.under(&prefix).into_iter().filter_map(|key| {
+            let request = key.strip_prefix(&prefix)?.split_once('/')?.0.to_owned();
+            self.is_older(self.modified_us(&key), self.rules.orphans_grace)
+                .then_some((request, key))
+        });
+        links
+            .filter_map(|(request, link)| {
+                let keys = vec![keys::request_key(self.shard, &request), link];
+                self.deletion(Kind::Request, request, "another request's snapshot answered it", keys)
+            })
+            .collect()
     }
 
     fn old_binlogs(&self) -> Vec<Deletion> {

@@ -5,3 +5,4 @@ pub mod errant;
 pub mod request;
 pub mod schedule;
 pub mod take;
+mod unanswered;

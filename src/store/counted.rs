@@ -71,6 +71,10 @@ impl Store for Counted {
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.errors.note(self.store.delete(key).await)
     }
+
+    async fn workarounds(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.errors.note(self.store.workarounds(prefix).await)
+    }
 }
 
 struct CountedUpload {

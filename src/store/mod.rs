@@ -13,13 +13,15 @@ pub mod counted;
 pub mod filesystem;
 pub mod key;
 mod open;
+pub mod options;
 pub mod probe;
 pub mod reading;
 #[cfg(feature = "aws")]
 pub mod s3;
 mod stall;
 
-pub use open::{Checksums, StoreOptions, open};
+pub use open::open;
+pub use options::{Checksums, StoreOptions};
 
 /// The largest object that [`Store::get`] returns; larger ones are read as a stream.
 pub const GET_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -62,6 +64,9 @@ pub enum StoreError {
         size_bytes: u64,
         limit_bytes: u64,
     },
+    /// Nobody can delete the object for now. It stays, and that is no fault.
+    #[error("object {url}/{key} is locked: {lock}")]
+    Locked { url: String, key: String, lock: String },
     /// The store itself is not usable as configured: no such bucket, no permission, no such folder. Trying again does not help.
     #[error("store {url} refused to {operation}: {reason}")]
     Refused { url: String, operation: String, reason: String },
@@ -138,7 +143,15 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<ObjectMeta>, StoreError>;
 
     /// Removes an object; one that is not there is no error. For retention and for probes, never for the agent's own data.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] where a retention or a legal hold keeps it; it is as it was then, and still listed.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
+
+    /// What of this contract the server does not keep by itself, and how it is kept all the same: a line for people each.
+    async fn workarounds(&self, _prefix: &str) -> Result<Vec<String>, StoreError> {
+        Ok(Vec::new())
+    }
 }
 
 /// How long one call to a store may take, apart from moving an object's bytes.

@@ -4,33 +4,10 @@ use std::{path::Path, sync::Arc};
 
 use anyhow::bail;
 
-use super::{SharedStore, filesystem::FilesystemStore};
+use super::{SharedStore, filesystem::FilesystemStore, options::StoreOptions};
 use crate::support::hint::OrHint;
 
 const FORMS: &str = "give a folder as file:///absolute/path, or a bucket as s3://bucket or s3://bucket/prefix";
-
-/// What a URL cannot say. Only S3 stores look at it.
-#[derive(Debug, Clone, Default)]
-pub struct StoreOptions {
-    /// Where the bucket is; else what the AWS configuration of this machine says.
-    pub region: Option<String>,
-    /// The URL of an S3-compatible server; else AWS.
-    pub endpoint: Option<String>,
-    /// `endpoint/bucket/key` in place of `bucket.endpoint/key`, for servers without a wildcard DNS name.
-    pub path_style: bool,
-    pub checksums: Checksums,
-}
-
-/// When S3 requests carry a checksum beside the signature.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Checksums {
-    /// Always: AWS then notices whatever the network does to an object.
-    #[default]
-    WhenSupported,
-    /// Only where S3 insists, for servers that do not understand the trailers of the AWS SDK.
-    WhenRequired,
-}
 
 /// Opens the store that `url` names: `file:///path` (taken literally, no %-escapes) or `s3://bucket/prefix`.
 ///
@@ -68,6 +45,8 @@ async fn open_s3(bucket: &str, prefix: &str, options: &StoreOptions) -> anyhow::
         endpoint: options.endpoint.clone(),
         path_style: options.path_style,
         checksums: options.checksums,
+        expected_bucket_owner: options.expected_bucket_owner.clone(),
+        keeping: options.keeping.clone(),
     });
     Ok(Arc::new(store.await?))
 }

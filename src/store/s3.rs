@@ -4,7 +4,16 @@
 //! repeats requests whose answer was lost, and a repeated one can meet its own success: a 412 then says that the object is there
 //! (or has changed) because this very call wrote it. Nothing in the answer tells the two apart, so that callers who must know read the
 //! object back and compare a nonce. A 409 (two conditional writes at once) is a failure to try again.
-//! Servers that ignore the conditions exist (Garage; Ceph fails every `If-Match`): `check` probes for them.
+//! Servers that do not keep the conditions are found and worked with, or refused: `conditions.rs`.
+//!
+//! **Retries.** The parts of large objects go in the SDK's adaptive mode: once the store throttles (503 SlowDown, also for KMS), they share a rate that
+//! falls by a third with every such answer and rises again slowly. That limiter knows no urgency, and a retry costs five of its tokens, ten
+//! seconds at its lowest rate. So small objects, a handful a second, among them the segments on which the recovery point hangs, do not
+//! go through it: standard mode, and the backoff of whoever stores them. Until something is throttled the modes are the same.
+//!
+//! **What objects have.** Encryption and the expected owner go with every request. The storage class goes with large objects (sealed binlogs,
+//! snapshots): others are deleted before the shortest term that the cheaper classes charge, 30 days, or smaller than the least size that
+//! they charge, 128 KiB. A lock goes with everything but what is soon of no use.
 //!
 //! **Time.** An attempt may take ten seconds, a call with all its attempts half a minute, and both longer by what their bytes may take;
 //! a transfer that stands still ends sooner. Bodies that are read as a stream have a guard of their own.
@@ -26,17 +35,30 @@ use aws_sdk_s3::{
     Client,
     config::{Builder, Region, RequestChecksumCalculation, ResponseChecksumValidation, timeout::TimeoutConfig},
     operation::get_object::GetObjectOutput,
+    primitives::DateTime,
+    types::{ObjectLockMode, ServerSideEncryption},
 };
+use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use tokio::{io::AsyncReadExt, sync::Semaphore};
+use md5::{Digest, Md5};
+use tokio::{
+    io::AsyncReadExt,
+    sync::{OnceCell, Semaphore},
+};
 
 use super::{
     CALL_TIMEOUT, Checksums, GET_BYTES_MAX, ObjectMeta, ObjectReader, Put, Store, StoreError, Upload, Version, call_timeout, key,
-    moving_time, stall::StallGuard,
+    moving_time,
+    options::{Encryption, Keeping, LockMode, StorageClass},
+    stall::StallGuard,
 };
+use crate::support::clock;
+use conditions::Conditions;
 use errors::Call;
 
+mod conditions;
 mod errors;
+mod locks;
 mod upload;
 
 const US_PER_S: i64 = 1_000_000;
@@ -51,6 +73,30 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// What servers other than AWS, which mostly have no regions, expect in a signature.
 const REGION_OF_OTHERS: &str = "us-east-1";
 
+/// Says with a request that begins an object how it is to be kept. The SDK's requests have the same methods, and no type in common.
+macro_rules! kept {
+    ($bucket:expr, $request:expr, $key:expr, $class:expr) => {{
+        let (encryption, key_id, bucket_key) = $bucket.encryption();
+        let (mode, until) = $bucket.lock($key).unzip();
+        let class = ($class != $crate::store::options::StorageClass::Standard).then(|| $class.name().into());
+        $request
+            .set_server_side_encryption(encryption)
+            .set_ssekms_key_id(key_id)
+            .set_bucket_key_enabled(bucket_key)
+            .set_object_lock_mode(mode)
+            .set_object_lock_retain_until_date(until)
+            .set_storage_class(class)
+    }};
+}
+use kept;
+
+/// Under which condition a PUT takes effect.
+enum Condition<'a> {
+    Absent,
+    Match(&'a str),
+    None,
+}
+
 /// Where a bucket is and how to speak to it.
 #[derive(Debug, Clone, Default)]
 pub struct S3Options {
@@ -64,6 +110,9 @@ pub struct S3Options {
     /// `endpoint/bucket/key` in place of `bucket.endpoint/key`.
     pub path_style: bool,
     pub checksums: Checksums,
+    /// The account that the bucket belongs to.
+    pub expected_bucket_owner: Option<String>,
+    pub keeping: Keeping,
 }
 
 /// A bucket, or a prefix in one.
@@ -79,6 +128,11 @@ struct Bucket {
     prefix: String,
     url: String,
     checksums: Checksums,
+    owner: Option<String>,
+    keeping: Keeping,
+    conditions: Conditions,
+    /// Whether its objects can be locked.
+    locks: OnceCell<bool>,
     /// One permit for each part of a large object that may be on its way.
     parts: Arc<Semaphore>,
 }
@@ -109,6 +163,8 @@ impl S3Store {
             endpoint,
             path_style,
             checksums,
+            expected_bucket_owner,
+            keeping,
         } = options;
         let url = if prefix.is_empty() {
             format!("s3://{bucket}")
@@ -134,6 +190,7 @@ impl S3Store {
                 ));
             }
         };
+        let in_doubt = endpoint.is_some();
         let mut config = Builder::from(shared);
         config.set_endpoint_url(endpoint);
         let config = config
@@ -159,6 +216,10 @@ impl S3Store {
                 prefix,
                 url,
                 checksums,
+                owner: expected_bucket_owner,
+                keeping,
+                conditions: Conditions::new(in_doubt),
+                locks: OnceCell::new(),
                 parts: Arc::new(Semaphore::new(upload::ALL_PARTS_IN_FLIGHT_MAX)),
             }),
         })
@@ -182,31 +243,70 @@ impl Bucket {
         format!("{}{key}", self.prefix)
     }
 
-    async fn put(&self, key: &str, bytes: Bytes, condition: &Put) -> Result<Version, StoreError> {
-        let call = Call::put(key, condition);
+    /// Creates a whole object.
+    async fn create(&self, key: &str, bytes: Bytes, class: StorageClass) -> Result<Version, StoreError> {
+        self.ensure_creations(key).await?;
+        let call = Call::put(key, &Put::IfAbsent);
+        self.write(&call, key, bytes, Condition::Absent, class).await
+    }
+
+    /// One PUT; `call` is what it is for.
+    async fn write(
+        &self,
+        call: &Call<'_>,
+        key: &str,
+        bytes: Bytes,
+        condition: Condition<'_>,
+        class: StorageClass,
+    ) -> Result<Version, StoreError> {
         let size_bytes = bytes.len() as u64;
-        let request = self
-            .client
-            .put_object()
-            .bucket(&self.name)
-            .key(self.name_of(key))
+        let request = self.client.put_object().bucket(&self.name).key(self.name_of(key));
+        let request = request
+            .set_expected_bucket_owner(self.owner.clone())
+            .set_content_md5(self.content_md5(&bytes))
             .body(bytes.into());
         let request = match condition {
-            Put::IfAbsent => request.if_none_match("*"),
-            Put::IfMatch(Version(etag)) => request.if_match(etag),
+            Condition::Absent => request.if_none_match("*"),
+            Condition::Match(etag) => request.if_match(etag),
+            Condition::None => request,
         };
-        let sent = request
+        let sent = kept!(self, request, key, class)
             .customize()
             .config_override(allow(moving_time(size_bytes)))
             .send()
             .await;
-        let output = sent.map_err(|e| self.error(&call, e))?;
-        let etag = output.e_tag.ok_or_else(|| self.failed(&call, "the answer has no ETag"))?;
+        let output = sent.map_err(|e| self.error(call, e))?;
+        let etag = output.e_tag.ok_or_else(|| self.failed(call, "the answer has no ETag"))?;
         Ok(Version(etag))
     }
 
-    async fn get(&self, call: &Call<'_>, from: u64) -> Result<GetObjectOutput, StoreError> {
-        let request = self.client.get_object().bucket(&self.name).key(self.name_of(call.key));
+    /// Where the SDK gives a body no checksum: buckets with Object Lock take none without.
+    fn content_md5(&self, bytes: &[u8]) -> Option<String> {
+        (self.checksums == Checksums::WhenRequired).then(|| BASE64_STANDARD.encode(Md5::digest(bytes)))
+    }
+
+    fn encryption(&self) -> (Option<ServerSideEncryption>, Option<String>, Option<bool>) {
+        match &self.keeping.encryption {
+            Encryption::Bucket => (None, None, None),
+            Encryption::Aes256 => (Some(ServerSideEncryption::Aes256), None, None),
+            Encryption::Kms { key_id, bucket_key } => (Some(ServerSideEncryption::AwsKms), key_id.clone(), Some(*bucket_key)),
+        }
+    }
+
+    /// How the object with this key is locked from now on, and until when.
+    fn lock(&self, key: &str) -> Option<(ObjectLockMode, DateTime)> {
+        let lock = self.keeping.lock.as_ref().filter(|lock| lock.holds(key))?;
+        let mode = match lock.mode {
+            LockMode::Governance => ObjectLockMode::Governance,
+            LockMode::Compliance => ObjectLockMode::Compliance,
+        };
+        let until_s = clock::now_us() / US_PER_S + i64::try_from(lock.term.as_secs()).unwrap_or(i64::MAX / US_PER_S);
+        Some((mode, DateTime::from_secs(until_s)))
+    }
+
+    async fn get(&self, call: &Call<'_>, key: &str, from: u64) -> Result<GetObjectOutput, StoreError> {
+        let request = self.client.get_object().bucket(&self.name).key(self.name_of(key));
+        let request = request.set_expected_bucket_owner(self.owner.clone());
         let request = request.set_range((from > 0).then(|| format!("bytes={from}-")));
         request.send().await.map_err(|e| self.error(call, e))
     }
@@ -224,7 +324,10 @@ impl Store for S3Store {
 
     async fn put(&self, key: &str, bytes: Bytes, condition: Put) -> Result<Version, StoreError> {
         self.check("put", key)?;
-        self.bucket.put(key, bytes, &condition).await
+        match condition {
+            Put::IfAbsent => self.bucket.create(key, bytes, StorageClass::Standard).await,
+            Put::IfMatch(version) => self.bucket.replace(key, bytes, &version).await,
+        }
     }
 
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError> {
@@ -235,7 +338,7 @@ impl Store for S3Store {
     async fn get(&self, key: &str) -> Result<(Bytes, Version), StoreError> {
         self.check("get", key)?;
         let call = Call::read("get", key);
-        let mut object = self.bucket.get(&call, 0).await?;
+        let mut object = self.bucket.get(&call, key, 0).await?;
         let size_bytes = object.content_length.and_then(|n| u64::try_from(n).ok());
         let size_bytes = size_bytes.ok_or_else(|| self.bucket.failed(&call, "the answer has no length"))?;
         if size_bytes > GET_BYTES_MAX {
@@ -261,18 +364,19 @@ impl Store for S3Store {
 
     async fn read(&self, key: &str, from: u64) -> Result<ObjectReader, StoreError> {
         self.check("read", key)?;
-        let object = self.bucket.get(&Call::read("read", key), from).await?;
+        let object = self.bucket.get(&Call::read("read", key), key, from).await?;
         Ok(Box::new(self.bucket.reader(key, object)))
     }
 
     async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<ObjectMeta>, StoreError> {
         key::check_prefix(self.url(), prefix)?;
         let bucket = &self.bucket;
-        let call = Call::other("list", prefix);
+        let call = Call::list(prefix);
         let request = bucket
             .client
             .list_objects_v2()
             .bucket(&bucket.name)
+            .set_expected_bucket_owner(bucket.owner.clone())
             .prefix(bucket.name_of(prefix));
         let request = request.set_start_after(start_after.map(|key| bucket.name_of(key)));
         let mut pages = request.into_paginator().send();
@@ -300,19 +404,20 @@ impl Store for S3Store {
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.check("delete", key)?;
-        let request = self
-            .bucket
-            .client
-            .delete_object()
-            .bucket(&self.bucket.name)
-            .key(self.bucket.name_of(key));
-        match request
-            .send()
-            .await
-            .map_err(|e| self.bucket.error(&Call::read("delete", key), e))
-        {
+        let bucket = &self.bucket;
+        bucket.ensure_unlocked(key).await?;
+        let request = bucket.client.delete_object().bucket(&bucket.name).key(bucket.name_of(key));
+        let deleted = request.set_expected_bucket_owner(bucket.owner.clone()).send().await;
+        match deleted.map_err(|e| bucket.error(&Call::delete(key), e)) {
             Err(e) if e.is_not_found() => Ok(()),
             deleted => deleted.map(drop),
+        }
+    }
+
+    async fn workarounds(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        match self.bucket.conditions.in_doubt {
+            true => self.bucket.workarounds(prefix).await,
+            false => Ok(Vec::new()),
         }
     }
 }
@@ -320,6 +425,11 @@ impl Store for S3Store {
 /// The limits of a call that may take this much longer than others.
 fn allow(extra: Duration) -> Builder {
     Builder::new().timeout_config(timeouts(extra))
+}
+
+/// The same for parts of large objects: many, and in no hurry.
+fn allow_part(extra: Duration) -> Builder {
+    allow(extra).retry_config(RetryConfig::adaptive().with_max_attempts(ATTEMPTS))
 }
 
 /// Always all limits: those of a call replace the client's, and another connect time-out would mean another connection pool.

@@ -19,7 +19,8 @@ use mysql_pitr::{
     },
     recover::{
         plan::{Request, plan},
-        target::{Target, path_binlogs},
+        resolve::resolve,
+        target::{History, Target, path_binlogs},
     },
 };
 
@@ -222,23 +223,11 @@ pub async fn the_path_is_the_servers_history(
     let binlogs = path_binlogs(&path, archive.binlogs().await?);
     let mut on_path: Vec<(Gtid, Vec<u8>, String)> = Vec::new();
     let mut seen = BTreeSet::new();
-    // What a deposed primary's agent had not sealed yet before what it shipped live: a plan calls it a gap, though the successor ships it.
-    let (mut have, mut holes, mut behind) = (GtidSet::new(), GtidSet::new(), GtidSet::new());
-    for (i, b) in binlogs.iter().enumerate() {
+    let resolved = resolve(archive, History::new(&path, &binlogs, &[]), &Target::Latest).await?;
+    for b in resolved.binlogs.iter().map(|i| &binlogs[*i]) {
         let bytes = bytes_of(archive, &b.binlog).await?;
-        let unseen = b.inherited.of(&b.binlog.opening.held_before).subtract(&have);
-        have.add(&unseen);
-        if i > 0 && !others.is_empty() {
-            holes.add(&unseen);
-        }
         for t in transactions(&bytes)? {
-            if !b.inherited.contains(&t.gtid) {
-                continue;
-            }
-            have.insert(t.gtid);
-            if holes.contains(&t.gtid) {
-                behind.insert(t.gtid);
-            } else if seen.insert(t.gtid) {
+            if b.inherited.contains(&t.gtid) && seen.insert(t.gtid) {
                 let of_it = bytes[t.start as usize..t.end as usize].to_vec();
                 on_path.push((
                     t.gtid,
@@ -248,7 +237,6 @@ pub async fn the_path_is_the_servers_history(
             }
         }
     }
-    ensure!(holes.is_subset(&behind), "i8: the path lacks {}", holes.subtract(&behind));
     let mut missing = GtidSet::new();
     let (has_gaps, executed) = {
         let state = server.state();
@@ -267,13 +255,8 @@ pub async fn the_path_is_the_servers_history(
             on_path.is_sorted_by_key(|t| order[&t.0]),
             "i5: the path's order is not the order of commits"
         );
-        for t in state
-            .history
-            .iter()
-            .filter(|t| !t.is_gap && !seen.contains(&t.gtid) && !behind.contains(&t.gtid))
-        {
-            missing.insert(t.gtid);
-        }
+        let unseen = state.history.iter().filter(|t| !t.is_gap && !seen.contains(&t.gtid));
+        unseen.for_each(|t| missing.insert(t.gtid));
         (
             state.history.iter().any(|t| t.is_gap && !seen.contains(&t.gtid)),
             state.executed.clone(),
@@ -291,7 +274,7 @@ pub async fn the_path_is_the_servers_history(
         "i1: the server kept {missing}, and the path (of timeline {}) lacks it",
         path.last().id
     );
-    if !has_gaps && behind.is_empty() {
+    if !has_gaps {
         let plan = plan(archive, &Request::new(Target::Latest))
             .await
             .context("nothing is recoverable")?;

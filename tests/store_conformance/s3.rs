@@ -16,12 +16,15 @@ use aws_sdk_s3::{
 };
 use bytes::Bytes;
 use mysql_pitr::store::{
-    self, CALL_TIMEOUT, Checksums, Put, SharedStore, Store, StoreError, StoreOptions,
+    self, CALL_TIMEOUT, Checksums, Put, SharedStore, Store, StoreError, StoreOptions, Version,
     s3::{S3Options, S3Store},
 };
 
 use super::{MIB, content, create, keys, pattern, read_all, write_in_pieces};
-use crate::support::moto::Moto;
+use crate::support::{
+    moto::Moto,
+    s3_proxy::{Manner, S3Proxy},
+};
 
 const REGION: &str = "eu-central-1";
 const SECRET: &str = "a-secret-that-nobody-prints";
@@ -71,6 +74,10 @@ impl Bucket {
     }
 
     fn store_at(&self, prefix: &str, checksums: Checksums) -> SharedStore {
+        self.store_through(&MOTO.endpoint, prefix, checksums)
+    }
+
+    fn store_through(&self, endpoint: &str, prefix: &str, checksums: Checksums) -> SharedStore {
         let options = S3Options {
             bucket: self.name.clone(),
             prefix: prefix.into(),
@@ -78,7 +85,7 @@ impl Bucket {
             checksums,
             ..S3Options::default()
         };
-        Arc::new(S3Store::new(&sdk_config(&MOTO.endpoint), options).unwrap())
+        Arc::new(S3Store::new(&sdk_config(endpoint), options).unwrap())
     }
 
     /// Uploads whose parts the bucket's owner pays for.
@@ -95,6 +102,135 @@ impl Bucket {
 }
 
 crate::store_conformance::conformance!(Bucket::make());
+
+/// A bucket of a server that is not AWS.
+struct Behind {
+    bucket: Bucket,
+    proxy: S3Proxy,
+    checksums: Checksums,
+}
+
+impl Behind {
+    async fn make(manner: Manner) -> Behind {
+        Behind {
+            bucket: Bucket::make().await,
+            proxy: S3Proxy::start(&MOTO.endpoint, manner).await,
+            checksums: Checksums::default(),
+        }
+    }
+
+    async fn with_few_checksums(manner: Manner) -> Behind {
+        Behind {
+            checksums: Checksums::WhenRequired,
+            ..Behind::make(manner).await
+        }
+    }
+
+    fn store(&self) -> SharedStore {
+        self.bucket.store_through(&self.proxy.endpoint, "some/prefix", self.checksums)
+    }
+}
+
+/// What rests on conditions, where the server keeps only that of creations.
+macro_rules! conditions_hold {
+    ($manner:expr) => {
+        crate::store_conformance::conformance!(
+            super::Behind::make($manner),
+            an_object_comes_back_as_it_was_put,
+            a_second_creation_loses_and_changes_nothing,
+            one_of_many_racing_creations_wins,
+            a_replacement_needs_the_current_version,
+            one_of_many_racing_replacements_wins,
+            a_missing_object_cannot_be_replaced,
+            an_upload_does_not_replace,
+            one_of_many_racing_uploads_wins,
+            deleting_is_idempotent,
+        );
+    };
+}
+
+mod where_every_if_match_fails {
+    conditions_hold!(crate::support::s3_proxy::Manner::FailsIfMatch);
+}
+
+mod where_if_match_is_ignored {
+    conditions_hold!(crate::support::s3_proxy::Manner::IgnoresIfMatch);
+}
+
+mod where_sdk_checksums_are_refused {
+    crate::store_conformance::conformance!(
+        super::Behind::with_few_checksums(crate::support::s3_proxy::Manner::RefusesSdkChecksums),
+        an_object_comes_back_as_it_was_put,
+        uploads_of_all_sizes_come_back,
+        a_replacement_needs_the_current_version,
+        one_of_many_racing_creations_wins,
+    );
+}
+
+/// Nothing is safe there, and nothing is begun.
+#[tokio::test]
+async fn where_conditions_are_ignored_nothing_is_created() {
+    let behind = Behind::make(Manner::IgnoresConditions).await;
+    let (one, other) = (behind.store(), behind.store());
+    let claim = async |store: &SharedStore| {
+        store
+            .put("s/timelines/00000001.json", Bytes::from_static(b"mine"), Put::IfAbsent)
+            .await
+    };
+    let (first, second) = tokio::join!(claim(&one), claim(&other));
+    for error in [first.unwrap_err(), second.unwrap_err(), claim(&one).await.unwrap_err()] {
+        assert!(!error.is_transient(), "{error:?}");
+        assert!(
+            error.to_string().contains("the server ignores If-None-Match: two primaries"),
+            "{error}"
+        );
+    }
+    let mut upload = one.upload("s/large").await.unwrap();
+    assert!(upload.write(pattern(9 * MIB)).await.is_err());
+    assert!(keys(&*one, "", None).await.is_empty());
+    assert_eq!(behind.bucket.unfinished().await, 0);
+}
+
+/// One who took the turn to replace an object and died keeps others out for a while, and never lets two of them in.
+#[tokio::test]
+async fn a_turn_that_was_taken_keeps_others_out() {
+    let behind = Behind::make(Manner::FailsIfMatch).await;
+    let store = behind.store();
+    let first = create(&*store, "s/lease", b"first").await;
+    let replace = async |text: &'static str, over: &Version| {
+        store
+            .put("s/lease", Bytes::from_static(text.as_bytes()), Put::IfMatch(over.clone()))
+            .await
+    };
+    let second = replace("second", &first).await.unwrap();
+    assert!(matches!(
+        replace("late", &first).await.unwrap_err(),
+        StoreError::Precondition { .. }
+    ));
+    assert_eq!(content(&*store, "s/lease").await, "second");
+    assert!(replace("third", &second).await.is_ok());
+    // What was written on the way is not listed.
+    assert_eq!(keys(&*store, "", None).await, ["s/lease"]);
+    let listed = store.workarounds("s").await.unwrap();
+    assert!(listed[0].contains("fails every If-Match"), "{listed:?}");
+    assert!(behind.bucket.store().workarounds("s").await.unwrap().is_empty());
+}
+
+/// Parts wait where the store is throttled, and arrive.
+#[tokio::test]
+async fn throttled_parts_arrive() {
+    let behind = Behind::make(Manner::Throttles).await;
+    let store = behind.store();
+    let mut upload = store.upload("s/large").await.unwrap();
+    let bytes = pattern(16 * MIB);
+    write_in_pieces(&mut upload, &bytes, MIB).await;
+    // Small objects do not wait with them.
+    create(&*store, "s/segment", b"x").await;
+    upload.finish().await.unwrap();
+    assert!(read_all(&*store, "s/large").await == bytes);
+    let parts = behind.proxy.seen().iter().filter(|r| r.query.contains("partNumber=")).count();
+    assert!(parts > 4, "{parts} requests for 4 parts");
+}
 
 #[tokio::test]
 async fn large_objects_go_in_parts_and_small_ones_whole() {

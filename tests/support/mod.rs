@@ -21,6 +21,8 @@ pub mod orchestrator;
 pub mod proxy;
 #[cfg(feature = "aws")]
 pub mod replicator;
+#[cfg(feature = "aws")]
+pub mod s3_proxy;
 pub mod shard;
 pub mod shipped;
 pub mod story;

@@ -18,6 +18,8 @@ pub(super) struct Call<'a> {
     verb: &'static str,
     pub(super) key: &'a str,
     means: Means,
+    /// The right that it takes.
+    action: &'static str,
 }
 
 /// What a 404 and a 412 say about it.
@@ -35,23 +37,37 @@ impl<'a> Call<'a> {
             Put::IfAbsent => Means::IfAbsent,
             Put::IfMatch(_) => Means::IfMatch,
         };
-        Call { verb: "put", key, means }
+        Call::new("put", key, means, "s3:PutObject")
+    }
+
+    /// What comes before the completion of a large object.
+    pub(super) fn part(key: &'a str) -> Self {
+        Call::new("put", key, Means::Other, "s3:PutObject")
+    }
+
+    pub(super) fn list(prefix: &'a str) -> Self {
+        Call::new("list", prefix, Means::Other, "s3:ListBucket")
     }
 
     /// Of one object, which may be missing.
     pub(super) fn read(verb: &'static str, key: &'a str) -> Self {
-        Call {
-            verb,
-            key,
-            means: Means::Read,
-        }
+        Call::new(verb, key, Means::Read, "s3:GetObject")
     }
 
-    pub(super) fn other(verb: &'static str, key: &'a str) -> Self {
+    pub(super) fn delete(key: &'a str) -> Self {
+        Call::new("delete", key, Means::Read, "s3:DeleteObject")
+    }
+
+    pub(super) fn abort(key: &'a str) -> Self {
+        Call::new("abort the upload of", key, Means::Read, "s3:AbortMultipartUpload")
+    }
+
+    fn new(verb: &'static str, key: &'a str, means: Means, action: &'static str) -> Self {
         Call {
             verb,
             key,
-            means: Means::Other,
+            means,
+            action,
         }
     }
 }
@@ -68,7 +84,11 @@ struct Answer {
 
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.status, self.code)?;
+        write!(f, "{}", self.status)?;
+        // The answer to a HEAD has no body to say more in.
+        if !self.code.is_empty() {
+            write!(f, " {}", self.code)?;
+        }
         if !self.message.is_empty() {
             write!(f, ": {}", self.message.trim_end_matches('.'))?;
         }
@@ -95,7 +115,10 @@ impl Bucket {
             code: metadata.code().unwrap_or_default().to_owned(),
             message: metadata.message().unwrap_or_default().to_owned(),
             request_id: metadata.request_id().map(str::to_owned),
-            region: service.raw().headers().get(REGION_HEADER).map(str::to_owned),
+            region: service.raw().headers().get(REGION_HEADER).map(str::to_owned).or_else(|| {
+                let body = std::str::from_utf8(service.raw().body().bytes()?).ok()?;
+                Some(between(body, "<Region>", "</Region>")?.to_owned())
+            }),
         };
         self.meaning(call, answer)
     }
@@ -118,10 +141,19 @@ impl Bucket {
             (404, _, Means::Read) => return StoreError::NotFound { url, key },
             // Completed by an attempt whose answer was lost, or aborted by a lifecycle rule: begun again, the upload finds out.
             (_, "NoSuchUpload", _) => return self.failed(call, answer),
-            (_, "RequestTimeTooSkewed", _) => "set this machine's clock".into(),
-            // Damaged or cut short on the way, or credentials that are just being replaced.
-            (_, "RequestTimeout" | "BadDigest" | "IncompleteBody" | "XAmzContentSHA256Mismatch" | "ExpiredToken", _) => {
+            (_, "RequestTimeTooSkewed", _) => "set this machine's clock (chronyc tracking, timedatectl): it is more than 15 minutes off".into(),
+            (_, "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired", _) => {
+                let remedy = "renew the credentials; those of a role are renewed by themselves, those of a file or the environment take a restart";
+                return self.failed(call, format!("{answer}; {remedy}"));
+            }
+            // Damaged or cut short on the way.
+            (_, "RequestTimeout" | "BadDigest" | "IncompleteBody" | "XAmzContentSHA256Mismatch", _) => {
                 return self.failed(call, answer);
+            }
+            (_, code, _) if code.contains("Throttling") => return self.failed(call, answer),
+            (_, code, _) if code.starts_with("KMS.") => {
+                "enable the KMS key that encrypts the objects (or cancel its deletion), or name another as `kms_key_id` for what is written from now on"
+                    .into()
             }
             (301 | 307, ..)
             | (_, "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException", _) => {
@@ -133,11 +165,7 @@ impl Bucket {
             (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken", _) => {
                 "check the access keys in the AWS configuration of the user that runs mysql-pitr".into()
             }
-            (403, _, Means::Read) => format!(
-                "give these credentials s3:GetObject on `{}/*`, and s3:ListBucket, without which a missing object is forbidden too",
-                self.url
-            ),
-            (401 | 403, ..) => format!("give these credentials s3:PutObject and s3:ListBucket on `{}`", self.url),
+            (401 | 403, ..) => self.missing_right(call, &answer),
             (501, ..) => "this server lacks what mysql-pitr needs; `checksums = \"when_required\"` asks for less".into(),
             (408 | 409 | 429 | 500.., ..) => return self.failed(call, answer),
             (400..=499, ..) => "this will not change by itself".into(),
@@ -149,6 +177,38 @@ impl Bucket {
             reason: format!("{answer}; {remedy}"),
         }
     }
+
+    /// What to allow. AWS mostly says which right is missing: it may be another service's, such as kms:GenerateDataKey.
+    fn missing_right(&self, call: &Call<'_>, answer: &Answer) -> String {
+        let objects = self.url.strip_prefix("s3://").unwrap_or_default();
+        let mut remedy = match between(&answer.message, "not authorized to perform: ", " ") {
+            Some(action) if answer.message.contains("with an explicit deny") => {
+                format!("a policy denies {action}: change it, or use other credentials")
+            }
+            Some(action) => format!("allow these credentials {action}"),
+            None if call.action == "s3:ListBucket" => {
+                format!("allow these credentials s3:ListBucket on the bucket `{}`", self.name)
+            }
+            None if call.action == "s3:GetObject" => format!(
+                "allow these credentials s3:GetObject on `{objects}/*`, and s3:ListBucket, without which a missing object is forbidden too"
+            ),
+            None => format!("allow these credentials {} on `{objects}/*`", call.action),
+        };
+        if let Some(owner) = &self.owner {
+            remedy += &format!("; a bucket that is not account {owner}'s (`expected_bucket_owner`) refuses everything, too");
+        }
+        remedy
+    }
+}
+
+/// The text between two others.
+fn between<'t>(text: &'t str, before: &str, after: &str) -> Option<&'t str> {
+    let (_, rest) = text.split_once(before)?;
+    Some(
+        rest.split_once(after)
+            .map_or(rest, |(found, _)| found)
+            .trim_end_matches(['.', ',']),
+    )
 }
 
 #[cfg(test)]
@@ -206,6 +266,14 @@ mod tests {
     }
 
     #[test]
+    fn expired_credentials_may_be_renewed_and_a_disabled_key_may_not() {
+        let expired = meaning(create(), 400, "ExpiredToken", None);
+        assert!(expired.is_transient() && format!("{:#}", anyhow::Error::from(expired)).contains("renew the credentials"));
+        assert!(meaning(create(), 400, "KMS.ThrottlingException", None).is_transient());
+        assert!(!meaning(create(), 400, "KMS.DisabledException", None).is_transient());
+    }
+
+    #[test]
     fn only_a_read_finds_nothing() {
         assert!(meaning(Call::read("get", "k"), 404, "NoSuchKey", None).is_not_found());
         assert!(matches!(
@@ -213,7 +281,7 @@ mod tests {
             StoreError::Refused { .. }
         ));
         assert!(matches!(
-            meaning(Call::other("list", ""), 404, "Whatever", None),
+            meaning(Call::list(""), 404, "Whatever", None),
             StoreError::Refused { .. }
         ));
     }
@@ -257,13 +325,13 @@ mod tests {
                 403,
                 "AccessDenied",
                 None,
-                "403 AccessDenied; give these credentials s3:PutObject and s3:ListBucket on `s3://b/p`",
+                "403 AccessDenied; allow these credentials s3:PutObject on `b/p/*`",
             ),
             (
                 403,
                 "RequestTimeTooSkewed",
                 None,
-                "403 RequestTimeTooSkewed; set this machine's clock",
+                "403 RequestTimeTooSkewed; set this machine's clock (chronyc tracking, timedatectl): it is more than 15 minutes off",
             ),
             (
                 400,

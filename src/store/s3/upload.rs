@@ -7,8 +7,8 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPa
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
-use super::{Bucket, Call, allow};
-use crate::store::{Checksums, Put, StoreError, Upload, moving_time};
+use super::{Bucket, Call, allow, allow_part, kept};
+use crate::store::{Checksums, Put, StoreError, Upload, moving_time, options::StorageClass};
 
 /// The least that S3 takes, for several uploads hold one each: still large beside the time of a request.
 const FIRST_PART_BYTES: usize = 5 * 1024 * 1024;
@@ -19,6 +19,8 @@ const PARTS_OF_ONE_SIZE: usize = 950;
 const PARTS_IN_FLIGHT_MAX: usize = 2;
 /// Of all objects, for each is held in memory, and the SDK copies it. Small objects, which are in a hurry, do not wait for them.
 pub(super) const ALL_PARTS_IN_FLIGHT_MAX: usize = 2;
+/// The cheaper storage classes charge for smaller objects as if they were this large.
+const CHEAP_CLASS_BYTES_MIN: usize = 128 * 1024;
 /// What S3 may take to join one more part to the others: "several minutes" for the largest objects, says its manual.
 const PART_JOIN_TIME: Duration = Duration::from_millis(100);
 
@@ -150,8 +152,12 @@ impl Parts {
 
     async fn finish(&mut self) -> Result<(), StoreError> {
         if self.upload_id.is_none() {
-            let bytes = mem::take(&mut self.buffer).into();
-            return self.bucket.put(&self.key, bytes, &Put::IfAbsent).await.map(drop);
+            let bytes = mem::take(&mut self.buffer);
+            let class = match bytes.len() {
+                ..CHEAP_CLASS_BYTES_MIN => StorageClass::Standard,
+                _ => self.bucket.keeping.storage_class,
+            };
+            return self.bucket.create(&self.key, bytes.into(), class).await.map(drop);
         }
         if !self.buffer.is_empty() {
             self.begin_part().await?;
@@ -165,7 +171,8 @@ impl Parts {
             .client
             .complete_multipart_upload()
             .bucket(&self.bucket.name)
-            .key(self.bucket.name_of(&self.key));
+            .key(self.bucket.name_of(&self.key))
+            .set_expected_bucket_owner(self.bucket.owner.clone());
         let request = request.set_upload_id(self.upload_id.clone()).if_none_match("*");
         let request = request.multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(stored)).build());
         let completed = request.customize().config_override(limits).send().await;
@@ -203,16 +210,17 @@ impl Drop for Parts {
 }
 
 async fn create(bucket: &Bucket, key: &str) -> Result<String, StoreError> {
-    let call = Call::other("put", key);
-    let request = bucket
-        .client
-        .create_multipart_upload()
-        .bucket(&bucket.name)
-        .key(bucket.name_of(key));
+    bucket.ensure_creations(key).await?;
+    let call = Call::part(key);
+    let request = bucket.client.create_multipart_upload();
+    let request = request.bucket(&bucket.name).key(bucket.name_of(key));
+    let request = request.set_expected_bucket_owner(bucket.owner.clone());
     // The SDK gives every part a CRC-32 of its own accord, which S3 takes only in an upload that was begun so.
     let algorithm = (bucket.checksums == Checksums::WhenSupported).then_some(ChecksumAlgorithm::Crc32);
-    let created = request
+    let created = kept!(bucket, request, key, bucket.keeping.storage_class)
         .set_checksum_algorithm(algorithm)
+        .customize()
+        .config_override(allow_part(Duration::ZERO))
         .send()
         .await
         .map_err(|e| bucket.error(&call, e))?;
@@ -228,17 +236,19 @@ async fn send_part(
     number: usize,
     body: Bytes,
 ) -> Result<CompletedPart, StoreError> {
-    let limits = allow(moving_time(body.len() as u64));
+    let limits = allow_part(moving_time(body.len() as u64));
     let number = i32::try_from(number).expect("parts double in size long before");
     let request = bucket
         .client
         .upload_part()
         .bucket(&bucket.name)
         .key(bucket.name_of(&key))
-        .upload_id(upload_id);
+        .upload_id(upload_id)
+        .set_expected_bucket_owner(bucket.owner.clone())
+        .set_content_md5(bucket.content_md5(&body));
     let request = request.part_number(number).body(body.into());
     let sent = request.customize().config_override(limits).send().await;
-    let stored = sent.map_err(|e| bucket.error(&Call::other("put", &key), e))?;
+    let stored = sent.map_err(|e| bucket.error(&Call::part(&key), e))?;
     Ok(CompletedPart::builder()
         .part_number(number)
         .set_e_tag(stored.e_tag)
@@ -252,11 +262,9 @@ async fn abort(bucket: &Bucket, key: &str, upload_id: String) {
         .abort_multipart_upload()
         .bucket(&bucket.name)
         .key(bucket.name_of(key))
-        .upload_id(upload_id);
-    if let Err(e) = request
-        .send()
-        .await
-        .map_err(|e| bucket.error(&Call::read("abort the upload of", key), e))
+        .upload_id(upload_id)
+        .set_expected_bucket_owner(bucket.owner.clone());
+    if let Err(e) = request.send().await.map_err(|e| bucket.error(&Call::abort(key), e))
         && !e.is_not_found()
     {
         let error = format!("{:#}", anyhow::Error::from(e));
