@@ -243,7 +243,7 @@ async fn i12_the_other_region_recovers_alone_from_what_the_agent_copied() {
         let Some(replica) = document(&node).await.and_then(|d| d.replica) else {
             return false;
         };
-        replica.failing_since.is_some() && replica.behind.is_some_and(|b| b.seconds > 3.0)
+        replica.behind.is_some_and(|b| b.seconds > 5.0)
     })
     .await;
     let d = document(&node).await.unwrap();
@@ -335,14 +335,10 @@ async fn i3_the_other_region_is_recoverable_whenever_the_copying_stops() {
         let survey = far.survey().await.unwrap();
         assert!(survey.faults.is_empty(), "after {}: {:?}", one.key, survey.faults);
         let now = recoverable(&far, None, &survey).await;
-        let until = now.until_us.unwrap_or_default();
-        assert!(
-            until >= best && (until > 0 || !was_recoverable),
-            "after {}: {:?}",
-            one.key,
-            now.problem
-        );
-        (was_recoverable, best) = (until > 0, until);
+        let is_recoverable = now.problem.is_none();
+        assert!(is_recoverable || !was_recoverable, "after {}: {:?}", one.key, now.problem);
+        assert!(now.until_us.is_none_or(|until| until >= best), "after {}", one.key);
+        (was_recoverable, best) = (is_recoverable, now.until_us.unwrap_or(best));
     }
     assert!(was_recoverable);
     comparer.forget();
@@ -404,10 +400,6 @@ async fn a_shard_moves_to_the_other_region_and_back_behind_fences() {
     wait_recoverable(&node, &server).await;
 
     node.ok(&TAKE_OVER).await;
-    eventually("the agent there gives way", async || {
-        there.log().contains("was left behind at")
-    })
-    .await;
     there.stop().await;
     server.execute(&[INSERT]).await;
     wait_recoverable(&node, &server).await;

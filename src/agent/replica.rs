@@ -14,7 +14,7 @@ use crate::{
     archive::listing::Archive,
     config::{Config, Replication},
     replica::{
-        Behind, Comparer,
+        Comparer,
         copy::{Copied, Copier},
     },
     ship::standing::Standing,
@@ -32,8 +32,10 @@ use super::{
 
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 const RETRY_LONGEST: Duration = Duration::from_secs(60);
-/// Until the replica has a history, its window is looked for as often as everything else.
+/// The replica's window is looked for when a record appears there, and now and then; until there is one, each time.
 const WINDOW_INTERVAL: Duration = Duration::from_mins(10);
+/// From then on nobody knows what is lacking.
+const LOOKS_MISSED: u32 = 3;
 /// For a command that shows the replica beside other things.
 const PATIENCE: Duration = Duration::from_secs(60);
 const US_PER_S: f64 = 1e6;
@@ -56,6 +58,8 @@ pub struct Seen {
     view: ReplicaView,
     /// When the last look that succeeded began.
     at: Option<Instant>,
+    /// After which the next one should have.
+    interval: Duration,
     /// Since when looks fail.
     failing: Option<Instant>,
 }
@@ -66,7 +70,7 @@ impl Seen {
     pub fn view(&self, home: Option<&ArchiveView>) -> ReplicaView {
         let mut view = self.view.clone();
         if let (Some(behind), Some(at)) = (&mut view.behind, self.at)
-            && (behind.bytes > 0 || behind.seconds > 0.0 || self.failing.is_some())
+            && (behind.bytes > 0 || self.failing.is_some() || at.elapsed() > self.interval * LOOKS_MISSED)
         {
             behind.seconds += at.elapsed().as_secs_f64();
         }
@@ -126,6 +130,7 @@ impl Watcher {
             seen: Seen {
                 view,
                 at: None,
+                interval: section.interval,
                 failing: None,
             },
             window_at: None,
@@ -179,7 +184,8 @@ impl Watcher {
             return Ok(true);
         }
         let missing = self.comparer.missing();
-        if missing.is_empty() || self.is_split() {
+        // Where both buckets were shipped to, nobody knows which of them is to become like the other.
+        if missing.is_empty() || self.comparer.has_two_histories() {
             return Ok(true);
         }
         let copier = Copier {
@@ -194,11 +200,6 @@ impl Watcher {
         // What was copied is not lacking any more, and home went on meanwhile.
         self.look().await?;
         Ok(self.comparer.missing().is_empty())
-    }
-
-    /// Both buckets were shipped to: nobody knows which of them is to become like the other.
-    fn is_split(&self) -> bool {
-        self.comparer.has_two_histories()
     }
 
     async fn look(&mut self) -> anyhow::Result<()> {
@@ -262,29 +263,4 @@ pub async fn look_once(config: &Config, home: &Archive, at_home: &ArchiveView) -
         (watcher.seen.view.last_error, watcher.seen.view.failing_since) = (failed, Some(Moment::now()));
     }
     Ok(Some(watcher.seen.view(Some(at_home))))
-}
-
-/// How far the other region is behind, for one line.
-pub fn in_words(behind: &Behind) -> String {
-    use crate::support::progress::human_bytes;
-    let counts = [
-        (behind.binlogs, "binlog"),
-        (behind.segments, "segment"),
-        (behind.snapshots, "snapshot"),
-        (behind.records, "record"),
-    ];
-    let counts: Vec<String> = counts
-        .iter()
-        .filter(|(n, _)| *n > 0)
-        .map(|(n, what)| format!("{n} {what}{}", if *n == 1 { "" } else { "s" }))
-        .collect();
-    match counts.len() {
-        0 => "by nothing".to_owned(),
-        _ => format!(
-            "by {:.0} s: {} ({})",
-            behind.seconds,
-            human_bytes(behind.bytes),
-            counts.join(", ")
-        ),
-    }
 }

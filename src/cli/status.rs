@@ -13,6 +13,7 @@ use crate::{
     },
     archive::gaps::Gap,
     config::Config,
+    replica::Behind,
     support::{
         clock::Moment,
         hint::{OrHint, message, with_hint},
@@ -228,7 +229,7 @@ fn print_replica(r: &ReplicaView, now: Moment) {
         row("failing", format_args!("since {since}: {error}"));
     }
     match &r.behind {
-        Some(behind) => row("behind", replica::in_words(behind)),
+        Some(behind) => row("behind", in_words(behind)),
         None => row("behind", "not seen yet"),
     }
     match (r.recoverable_from, r.recoverable_until) {
@@ -241,6 +242,24 @@ fn print_replica(r: &ReplicaView, now: Moment) {
         .for_each(|g| row("gap", describe(g)));
     r.faults.iter().for_each(|f| row("fault", f));
     r.differing.iter().for_each(|d| row("DIFFERS", d));
+}
+
+fn in_words(behind: &Behind) -> String {
+    let counts = [
+        (behind.binlogs, "binlog"),
+        (behind.segments, "segment"),
+        (behind.snapshots, "snapshot"),
+        (behind.records, "record"),
+    ];
+    let lacking = counts.iter().filter(|(n, _)| *n > 0);
+    let lacking: Vec<String> = lacking
+        .map(|(n, what)| count(usize::try_from(*n).unwrap_or(usize::MAX), what))
+        .collect();
+    if lacking.is_empty() && behind.seconds == 0.0 {
+        return "by nothing".to_owned();
+    }
+    let what = format!("{}, {}", human_bytes(behind.bytes), lacking.join(", "));
+    format!("by {:.0} s: {}", behind.seconds, what.trim_end_matches([',', ' ']))
 }
 
 fn print_archive(a: &ArchiveView, now: Moment) {

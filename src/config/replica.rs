@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{StoreSection, duration};
@@ -70,6 +70,7 @@ impl TryFrom<toml::Table> for ReplicaSection {
 
 impl ReplicaSection {
     pub(super) fn validate(&self, home: &StoreSection) -> anyhow::Result<()> {
+        self.store.validate().context("[replica] is written as [store] is")?;
         if self.interval < INTERVAL_MIN {
             bail!("[replica] interval must be at least 1 s");
         }

@@ -401,10 +401,13 @@ impl Comparer {
 
     /// `size`: in the replica.
     fn judge(&mut self, object: &ObjectMeta, named: Named, size: Option<u64>, found: &mut Vec<(ObjectMeta, Named, bool)>) {
+        let is_timeline = named.kind == Kind::Timeline;
+        if !is_timeline {
+            self.differing.remove(&object.key);
+        }
         match size {
             // By what they say: [`Comparer::compare_timelines`].
-            Some(_) if named.kind == Kind::Timeline => {}
-            Some(size) if size == object.size_bytes => drop(self.differing.remove(&object.key)),
+            Some(size) if size == object.size_bytes || is_timeline => {}
             // The only one that changes.
             Some(_) if named.kind == Kind::SnapshotRecord => found.push((object.clone(), named, true)),
             Some(size) => {

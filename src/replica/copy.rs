@@ -62,12 +62,7 @@ impl Copier {
                 return Ok(false);
             }
             let is_small_segment = |m: &&Missing| m.named.kind == Kind::Segment && m.size_bytes <= WHOLE_BYTES_MAX;
-            let run = rest
-                .iter()
-                .take_while(is_small_segment)
-                .count()
-                .min(SEGMENTS_IN_FLIGHT)
-                .max(1);
+            let run = rest.iter().take_while(is_small_segment).count().clamp(1, SEGMENTS_IN_FLIGHT);
             let (now, later) = rest.split_at(run);
             let done: Vec<u64> = match now {
                 [_] => vec![self.copy_one(first).await?],

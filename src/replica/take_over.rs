@@ -84,7 +84,9 @@ pub async fn take_over(ours: &Archive, other: Other<'_>, by: String, progress: &
     }
     // Last of all: from here on agents ship to this store.
     ours.lift_fence(own, now_us).await?;
-    Ok(fence)
+    // Said twice, what was said first stands.
+    let said = ours.fence_of(&fence.store).await?.map(|(said, _)| said);
+    Ok(said.unwrap_or(fence))
 }
 
 async fn newest_timeline(archive: &Archive) -> anyhow::Result<u32> {
