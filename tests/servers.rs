@@ -7,6 +7,8 @@ mod backlog;
 mod bad_archive;
 mod bad_input;
 mod candidate;
+#[cfg(feature = "aws")]
+mod ebs_recover;
 mod exact_targets;
 mod failover;
 mod huge_binlog;

@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 pub mod binlog_writer;
+#[cfg(feature = "aws")]
+pub mod ebs;
 pub mod faulty_store;
 pub mod golden;
 pub mod load;
