@@ -1,18 +1,12 @@
 //! After an outage: closed binlogs are stored beside the live one, in order, whoever dies on the way; and a server is never harmed by
 //! a store that is away or a disk that fills up.
 
-
 use std::{
     env, fs,
     path::Path,
     time::{Duration, Instant},
 };
 
-use mysql_pitr::archive::{
-    listing::{Form, covered_end},
-    records::{Ending, Reason},
-};
-use rand::{Rng, SeedableRng, rngs::StdRng};
 use crate::support::{
     eventually,
     load::{server_binlogs, write_binlog},
@@ -21,6 +15,11 @@ use crate::support::{
     shipped::{self, assert_the_servers_bytes, manifests},
     skipped,
 };
+use mysql_pitr::archive::{
+    listing::{Form, covered_end},
+    records::{Ending, Reason},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::time::sleep;
 
 const MAKE_TABLE: [&str; 2] = [

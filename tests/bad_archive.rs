@@ -1,7 +1,6 @@
 //! Damage in the archive, and targets that it cannot reach: each ends in one clear error that names the object, and leaves
 //! nothing that starts.
 
-
 use std::{
     fs,
     path::{Path, PathBuf},

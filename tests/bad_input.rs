@@ -1,13 +1,11 @@
 //! Servers, configurations and disks as they should not be: each ends in one clear error that says what to do.
 
-
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use nix::unistd::geteuid;
 use crate::support::{
     eventually,
     golden::{assert_error, assert_text},
@@ -16,6 +14,7 @@ use crate::support::{
     shipped::objects,
     skipped,
 };
+use nix::unistd::geteuid;
 
 const MAKE_TABLE: [&str; 2] = [
     "CREATE DATABASE d",

@@ -1,14 +1,13 @@
 //! A snapshot that a candidate takes holds the primary's history: from a replica that replicates only, and what it executed by itself
 //! is named, carried, and part of what a recovery is compared with.
 
-
-use mysql_pitr::binlog::gtid::GtidSet;
 use crate::support::{
     eventually,
     mysql::{PASSWORD, Server},
     node::{Node, path_text},
     orchestrator::{FakeOrchestrator, HOST},
 };
+use mysql_pitr::binlog::gtid::GtidSet;
 
 const CONTENT: &str = "SELECT COALESCE(GROUP_CONCAT(v ORDER BY id), '') FROM d.t";
 

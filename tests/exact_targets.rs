@@ -4,9 +4,14 @@
 //! is killed. What the server held after every transaction is kept here, outside MySQL. `MYSQL_PITR_SEED` repeats a run;
 //! `MYSQL_PITR_TARGETS` sets how many targets are tried.
 
-
 use std::{collections::BTreeMap, env, fs, rc::Rc, time::Instant};
 
+use crate::support::{
+    mysql::Server,
+    node::{Agent, Node},
+    story::assert_same,
+    truth::{Truth, truth},
+};
 use mysql_pitr::{
     binlog::gtid::GtidSet,
     mysql::query::Session,
@@ -14,12 +19,6 @@ use mysql_pitr::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::Value;
-use crate::support::{
-    mysql::Server,
-    node::{Agent, Node},
-    story::assert_same,
-    truth::{Truth, truth},
-};
 
 const TRANSACTIONS: usize = 300;
 const TABLES_MAX: usize = 6;

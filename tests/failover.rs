@@ -1,13 +1,8 @@
 //! Promotions, on real servers that replicate: nothing that the new primary holds is missing from the archive's path, and nothing that it
 //! lacks comes back.
 
-
 use std::time::Duration;
 
-use mysql_pitr::{
-    archive::records::{Reason, SnapshotState, Timeline},
-    binlog::gtid::GtidSet,
-};
 use crate::support::{
     eventually,
     golden::{assert_error, assert_text},
@@ -16,6 +11,10 @@ use crate::support::{
     orchestrator::How,
     shard::Shard,
     story::{Moment, assert_holds, moment_on},
+};
+use mysql_pitr::{
+    archive::records::{Reason, SnapshotState, Timeline},
+    binlog::gtid::GtidSet,
 };
 use tokio::time::Instant;
 

@@ -1,8 +1,14 @@
 //! A binlog above 4 GiB, which one transaction makes: positions in its events' headers have only 32 bits.
 
-
 use std::{env, fs::File, io, path::Path};
 
+use crate::support::{
+    eventually,
+    mysql::{START_TIMEOUT, Server},
+    node::{Node, peak_memory_bytes},
+    shipped::{manifests, sealed_path},
+    skipped,
+};
 use mysql_pitr::{
     archive::listing::{Form, covered_end},
     mysql::{
@@ -11,13 +17,6 @@ use mysql_pitr::{
     },
 };
 use sha2::{Digest, Sha256};
-use crate::support::{
-    eventually,
-    mysql::{START_TIMEOUT, Server},
-    node::{Node, peak_memory_bytes},
-    shipped::{manifests, sealed_path},
-    skipped,
-};
 
 const FOUR_GIB: u64 = 1 << 32;
 const ROWS: usize = 1150;

@@ -1,6 +1,5 @@
 //! The main journey on real servers: ship, snapshot, recover, go on, recover across the branch.
 
-
 use crate::support::{mysql::Server, node::Node, truth::truth};
 
 /// i4, i6, i7: a server is recovered to the transaction before a DROP, from a sealed binlog and from segments.

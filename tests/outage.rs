@@ -1,6 +1,5 @@
 //! A store that hangs and a disk that fills up harm no server.
 
-
 use std::{
     fs,
     process::Command,
@@ -10,7 +9,6 @@ use std::{
     },
 };
 
-use mysql_pitr::mysql::query::Session;
 use crate::support::{
     eventually,
     load::{server_binlogs, write_binlog},
@@ -20,6 +18,7 @@ use crate::support::{
     proxy::Proxy,
     skipped,
 };
+use mysql_pitr::mysql::query::Session;
 use tempfile::TempDir;
 use tokio::sync::watch;
 

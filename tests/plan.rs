@@ -1,20 +1,19 @@
 //! Plans over histories that no server wrote: targets, stitching, gaps, damage, and what may be left out. The timelines' records are
 //! written as agents of recovered or promoted servers would claim them.
 
-
 use std::time::Instant;
 
+use crate::support::{
+    golden::assert_error,
+    made::{Made, at, end_of, gtid, gtids, server},
+    node::peak_memory_bytes,
+};
 use mysql_pitr::{
     binlog::gtid::{Gtid, GtidSet},
     recover::{
         plan::Request,
         target::{Position, Target},
     },
-};
-use crate::support::{
-    golden::assert_error,
-    made::{Made, at, end_of, gtid, gtids, server},
-    node::peak_memory_bytes,
 };
 
 fn one(gtid: Gtid) -> GtidSet {

@@ -1,8 +1,12 @@
 //! What retention deletes, nobody misses: whatever it was in the middle of when it died, and whoever recovers meanwhile.
 
-
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
+use crate::support::{
+    made::{Made, at, gtid, gtids},
+    mysql::Server,
+    node::Node,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use mysql_pitr::{
@@ -28,11 +32,6 @@ use mysql_pitr::{
     support::{clock::now_us, progress::Progress},
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
-use crate::support::{
-    made::{Made, at, gtid, gtids},
-    mysql::Server,
-    node::Node,
-};
 
 const HOUR_S: i64 = 3600;
 const DAY_US: i64 = 24 * HOUR_S * 1_000_000;

@@ -1,16 +1,15 @@
 //! What a recovery proves, what it says of what it cannot do, and the report that it leaves.
 
-
 use std::{fs, io::Read, path::Path};
 
-use serde_json::Value;
-use sha2::{Digest, Sha256};
 use crate::support::{
     mysql::Server,
     node::{Node, path_text},
     shipped::objects,
     story::Story,
 };
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 /// InnoDB's pages; the fourth and those that follow hold the rows.
 const PAGE_BYTES: usize = 16 * 1024;

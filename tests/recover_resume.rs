@@ -3,7 +3,6 @@
 //! `MYSQL_PITR_SEED` repeats a run, as far as clocks allow; `MYSQL_PITR_KILLS` sets how often the recovery is killed at random
 //! instants before it may end.
 
-
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -11,14 +10,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mysql_pitr::binlog::gtid::GtidSet;
-use nix::{
-    fcntl::posix_fallocate,
-    mount::{MsFlags, mount, umount},
-    sys::signal::Signal,
-    unistd::{Pid, geteuid},
-};
-use rand::{Rng, SeedableRng, rngs::StdRng};
 use crate::support::{
     eventually,
     mysql::Server,
@@ -27,6 +18,14 @@ use crate::support::{
     story::assert_same,
     truth::{Truth, truth},
 };
+use mysql_pitr::binlog::gtid::GtidSet;
+use nix::{
+    fcntl::posix_fallocate,
+    mount::{MsFlags, mount, umount},
+    sys::signal::Signal,
+    unistd::{Pid, geteuid},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{process::Child, time::timeout};
 
 const KILLS_DEFAULT: u64 = 8;

@@ -1,26 +1,25 @@
 //! The node's role: found in every situation that was recorded, kept through everything else, and never waiting for a poll where the
 //! server itself has changed. Orchestrator is a fake server that gives recorded answers.
 
-
 use std::{
     io::Write,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use mysql_pitr::{
-    agent::role::{RoleWatch, own_name},
-    mysql::endpoint::{Address, Endpoint, Tls},
-    orchestrator::{Auth, Client, InstanceKey, Options, Role, Verdict, judge},
-    ship::standing::Standing,
-    support::{hint::render, secret::Secret},
-};
 use crate::support::{
     eventually,
     golden::assert_text,
     mysql::Server,
     node::{Node, path_text},
     orchestrator::{ALIAS, FakeOrchestrator, HOST, How, Login},
+};
+use mysql_pitr::{
+    agent::role::{RoleWatch, own_name},
+    mysql::endpoint::{Address, Endpoint, Tls},
+    orchestrator::{Auth, Client, InstanceKey, Options, Role, Verdict, judge},
+    ship::standing::Standing,
+    support::{hint::render, secret::Secret},
 };
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 

@@ -1,15 +1,14 @@
 //! Snapshots by the schedule: one for each run, never two at a time, and one for all that were missed.
 
-
 use std::{fs, time::Duration};
 
+use crate::support::{eventually, mysql::Server, node::Node};
 use jiff::{Timestamp, tz::TimeZone};
 use mysql_pitr::{
     archive::records::{Snapshot, SnapshotState},
     snapshot::schedule::Schedule,
     support::clock::now_us,
 };
-use crate::support::{eventually, mysql::Server, node::Node};
 
 const OFF: &str = "schedule = \"off\"";
 const EVERY_FEW_SECONDS: &str = "*/2 * * * * *";

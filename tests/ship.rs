@@ -1,13 +1,7 @@
 //! What the agent ships equals what the server wrote, whoever dies on the way.
 
-
 use std::{env, fs, process::Command, sync::Arc, time::Duration};
 
-use mysql_pitr::archive::{
-    listing::{Form, covered_end},
-    records::{Ending, Reason, SnapshotState, Timeline},
-};
-use rand::{Rng, SeedableRng, rngs::StdRng};
 use crate::support::{
     eventually,
     mysql::Server,
@@ -16,6 +10,11 @@ use crate::support::{
     skipped,
     truth::truth,
 };
+use mysql_pitr::archive::{
+    listing::{Form, covered_end},
+    records::{Ending, Reason, SnapshotState, Timeline},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 const MAKE_TABLE: [&str; 2] = [

@@ -1,6 +1,5 @@
 //! The journey over S3: shipped, snapshot and recovered through a bucket.
 
-
 use crate::support::{
     eventually,
     golden::assert_error,

@@ -1,6 +1,9 @@
 //! The agent's connections over TCP, with TLS and without.
 
-
+use crate::support::{
+    mysql::{PASSWORD, Server},
+    node::Node,
+};
 use mysql_pitr::{
     mysql::{
         dump::{AtEnd, Dump},
@@ -9,10 +12,6 @@ use mysql_pitr::{
         wire::WireError,
     },
     support::{hint::render, secret::Secret},
-};
-use crate::support::{
-    mysql::{PASSWORD, Server},
-    node::Node,
 };
 
 /// An account that may come over TCP.

@@ -1,8 +1,7 @@
 //! A transaction that is left out: an empty one takes its place on a real server, and the next recovery leaves it out too.
 
-
-use mysql_pitr::archive::records::DESCENT_FILE;
 use crate::support::{mysql::Server, node::Node};
+use mysql_pitr::archive::records::DESCENT_FILE;
 
 async fn notes(server: &Server) -> Vec<String> {
     let sql = "SELECT note FROM shop.orders ORDER BY id";

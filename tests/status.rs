@@ -1,15 +1,14 @@
 //! What the agent says of itself is true while it ships, while it cannot, and when it is not there.
 
-
 use std::{fs, net::SocketAddr, time::Duration};
 
-use mysql_pitr::{agent::document::Document, orchestrator::Role};
 use crate::support::{
     eventually,
     mysql::Server,
     node::{Agent, Node, PATIENCE},
     orchestrator::{FakeOrchestrator, HOST, How},
 };
+use mysql_pitr::{agent::document::Document, orchestrator::Role};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

@@ -7,7 +7,6 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use mysql_pitr::store::{GET_BYTES_MAX, Put, SharedStore, Store, StoreError, Upload, Version};
 use tokio::io::AsyncReadExt;
 
-
 mod filesystem;
 mod memory;
 #[cfg(feature = "aws")]

@@ -1,6 +1,5 @@
 //! The demo's story on binlogs that it was not made for: huge events, encryption, compression, no checksums.
 
-
 use std::{fs, path::Path, process::Command};
 
 use crate::support::{
@@ -65,7 +64,9 @@ async fn encrypted_binlogs_come_back() {
     let active = "SELECT COUNT(*) FROM performance_schema.keyring_component_status \
         WHERE status_key = 'Component_status' AND status_value = 'Active'";
     if server.root().await.one::<(u64,)>(active).await.unwrap().0 == 0 {
-        return crate::support::skipped("binlog_encryption: this mysqld loads no keyring component; scripts/mysql.sh has one that does");
+        return crate::support::skipped(
+            "binlog_encryption: this mysqld loads no keyring component; scripts/mysql.sh has one that does",
+        );
     }
     server.execute(&["SET GLOBAL binlog_encryption = ON"]).await;
     let story = Story::begin_on(server, "CREATE TABLE story.t (id INT PRIMARY KEY, v TEXT)").await;

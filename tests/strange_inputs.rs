@@ -1,6 +1,5 @@
 //! The demo's story on schemas that it was not made for: every type, everything that hangs on tables, DDL of every kind.
 
-
 use crate::support::{
     mysql::START_TIMEOUT,
     story::{Story, wait_until},

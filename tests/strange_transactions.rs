@@ -1,11 +1,10 @@
 //! The demo's story on transactions that it was not made for: XA, tags, foreign GTIDs, commit times that lie.
 
-
 use std::fmt::Write;
 
+use crate::support::story::Story;
 use mysql_pitr::support::clock::{format_utc, parse_rfc3339};
 use serde_json::json;
-use crate::support::story::Story;
 use uuid::Uuid;
 
 async fn xa_recover(server: &crate::support::mysql::Server) -> Vec<String> {

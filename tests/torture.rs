@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{eventually, mysql::Server, shard::Shard, truth::truth};
 use client::Client;
 use mysql_pitr::{
     archive::path,
@@ -28,7 +29,6 @@ use mysql_pitr::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use sha2::{Digest, Sha256};
-use crate::support::{eventually, mysql::Server, shard::Shard, truth::truth};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
 /// In `make test`: with the set-up and the recoveries, two minutes or so.

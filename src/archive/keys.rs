@@ -226,6 +226,11 @@ pub fn lease_key(shard: &Shard, id: &str) -> String {
     format!("{}recover-{id}.json", leases_prefix(shard))
 }
 
+/// Whoever holds it works on the shard's snapshots of volumes.
+pub fn snapshot_turn_key(shard: &Shard) -> String {
+    format!("{shard}/turns/snapshot.json")
+}
+
 pub fn requests_prefix(shard: &Shard) -> String {
     format!("{shard}/requests/")
 }

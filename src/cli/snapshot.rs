@@ -7,13 +7,13 @@ use crate::{
     mysql::query::Session,
     ship::catalog::StateLock,
     snapshot::{request, take},
-    support::{
-        hint::with_hint,
-        progress::{Progress, human_bytes},
-    },
+    support::{hint::with_hint, progress::Progress},
 };
 
-use super::output::{self, say};
+use super::{
+    list::extent,
+    output::{self, say},
+};
 
 /// Take a snapshot now: by the agent that runs on this node, or alone where none runs
 #[derive(Debug, clap::Args)]
@@ -44,8 +44,7 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     if args.json {
         return output::json(&snapshot);
     }
-    let (data, stored) = (human_bytes(snapshot.data_bytes), human_bytes(snapshot.stored_bytes));
-    say!("snapshot {} is complete: {data} of data, {stored} stored", snapshot.id);
+    say!("snapshot {} is complete: {}", snapshot.id, extent(&snapshot));
     if !snapshot.errant.is_empty() {
         say!(
             "it holds transactions that its server, a replica, executed by itself and that are in nobody's history: {}",

@@ -258,6 +258,10 @@ async fn make(
 async fn unpack(archive: &Archive, plan: &Plan, progress: &Progress, workdir: &mut Workdir) -> anyhow::Result<()> {
     progress.phase("unpacking the snapshot");
     let snapshot = &plan.snapshot;
+    if !snapshot.provider.stores_data() {
+        let e = anyhow!("snapshot {} is one of EBS volumes, and its data lie in EC2", snapshot.id);
+        return Err(with_hint(e, "recover from a snapshot of the clone provider"));
+    }
     let (key, sha256) = (&snapshot.data_key, &snapshot.stored_sha256);
     tarball::unpack(&archive.store, key, sha256, &workdir.data(), |read| {
         progress.update(|| format!("{} of {}", human_bytes(read), human_bytes(snapshot.stored_bytes)));

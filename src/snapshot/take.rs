@@ -38,13 +38,26 @@ use crate::{
 use super::errant::errant;
 
 /// Variables without which the data does not start, or starts as something else.
-const STARTUP_VARIABLES: [&str; 6] = [
+const STARTUP_VARIABLES: [&str; 17] = [
     "innodb_data_file_path",
     "innodb_page_size",
     "lower_case_table_names",
     "innodb_undo_tablespaces",
     "default_authentication_plugin",
     "plugin_load",
+    // Where the files are: a copy of the volumes has them there.
+    "datadir",
+    "innodb_data_home_dir",
+    "innodb_directories",
+    "innodb_doublewrite_dir",
+    "innodb_log_group_home_dir",
+    "innodb_undo_directory",
+    "log_bin_basename",
+    "log_bin_index",
+    // And how they are written, which decides what a crash leaves.
+    "innodb_doublewrite",
+    "innodb_flush_log_at_trx_commit",
+    "sync_binlog",
 ];
 
 /// Of tables that are refused, so many are named.
@@ -104,6 +117,9 @@ pub async fn take(
         stored_bytes: 0,
         stored_sha256: String::new(),
         failure: None,
+        step: None,
+        volumes: Vec::new(),
+        locked_us: None,
     };
     let key = keys::snapshot_key(&archive.shard, id);
     if !archive.put_record(&key, &record, Put::IfAbsent).await? {
