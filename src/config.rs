@@ -19,6 +19,10 @@ use crate::{
     snapshot::schedule::Schedule,
     store::{Checksums, StoreOptions},
     support::{hint::OrHint, secret::Secret},
+    volume::{
+        disks::{Reach, Shape},
+        mount::DEVICE_DIR,
+    },
 };
 
 /// Holds the MySQL password where there is no password_file.
@@ -190,6 +194,7 @@ pub struct RecoverSection {
     pub user: Option<String>,
     /// Parallel appliers during the replay.
     pub workers: u16,
+    pub volume: VolumeSection,
 }
 
 impl Default for RecoverSection {
@@ -198,7 +203,73 @@ impl Default for RecoverSection {
             mysqld: "/usr/sbin/mysqld".into(),
             user: None,
             workers: 8,
+            volume: VolumeSection::default(),
         }
+    }
+}
+
+/// `[recover.volume]`: the volumes that are made from snapshots of EBS volumes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VolumeSection {
+    /// These four else as the machine's AWS configuration and its metadata service say.
+    region: Option<String>,
+    availability_zone: Option<String>,
+    instance_id: Option<String>,
+    endpoint: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    iops: Option<u32>,
+    throughput_mib: Option<u32>,
+    initialization_mib: Option<u32>,
+    kms_key: Option<String>,
+    /// Where an attached volume is found by its id.
+    device_dir: PathBuf,
+    #[serde(deserialize_with = "duration")]
+    device_timeout: Duration,
+}
+
+impl Default for VolumeSection {
+    fn default() -> Self {
+        VolumeSection {
+            region: None,
+            availability_zone: None,
+            instance_id: None,
+            endpoint: None,
+            kind: Some("gp3".to_owned()),
+            iops: None,
+            throughput_mib: None,
+            initialization_mib: None,
+            kms_key: None,
+            device_dir: DEVICE_DIR.into(),
+            device_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+impl VolumeSection {
+    pub fn reach(&self) -> Reach {
+        Reach {
+            region: self.region.clone(),
+            zone: self.availability_zone.clone(),
+            instance: self.instance_id.clone(),
+            endpoint: self.endpoint.clone(),
+        }
+    }
+
+    pub fn shape(&self) -> Shape {
+        Shape {
+            kind: self.kind.clone(),
+            iops: self.iops,
+            throughput_mib: self.throughput_mib,
+            initialization_mib: self.initialization_mib,
+            kms_key: self.kms_key.clone(),
+        }
+    }
+
+    /// Where an attached volume is found by its id, and how long that may take.
+    pub fn devices(&self) -> (PathBuf, Duration) {
+        (self.device_dir.clone(), self.device_timeout)
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Behaviour {
     pub looks_until_ready: u32,
     /// Volumes that are made come out broken.
     pub broken_volumes: bool,
+    /// What is done, and never answered.
+    pub unanswered: BTreeSet<String>,
     /// Attached volumes never appear as devices.
     pub no_devices: bool,
     /// Results on a page.
@@ -56,6 +58,7 @@ pub struct Behaviour {
 pub struct Noise {
     rng: StdRng,
     one_in: u32,
+    faults_in_a_row: u32,
 }
 
 impl Noise {
@@ -63,6 +66,7 @@ impl Noise {
         Noise {
             rng: StdRng::seed_from_u64(seed),
             one_in,
+            faults_in_a_row: 0,
         }
     }
 }
@@ -93,6 +97,8 @@ struct World {
     answers: BTreeMap<String, String>,
     /// Every request that came, as region and action.
     asked: Vec<(String, String)>,
+    /// Those that were done.
+    done: Vec<(String, String)>,
 }
 
 /// An instance.
@@ -160,10 +166,15 @@ impl Ec2 {
         change(&mut self.shared.world().behaviour);
     }
 
-    /// How often an action was asked of a region.
-    pub fn asked(&self, region: &str, action: &str) -> usize {
+    /// How often a region was asked for anything.
+    pub fn asked(&self, region: &str) -> usize {
+        self.shared.world().asked.iter().filter(|(r, _)| r == region).count()
+    }
+
+    /// How often an action was done in a region.
+    pub fn done(&self, region: &str, action: &str) -> usize {
         let world = self.shared.world();
-        world.asked.iter().filter(|(r, a)| r == region && a == action).count()
+        world.done.iter().filter(|(r, a)| r == region && a == action).count()
     }
 
     /// The region's volumes that have blocks.
