@@ -14,6 +14,9 @@ use rand::Rng;
 
 use super::{Attached, Shared, Volume, World, link_name, xml};
 
+/// Whoever gives up after so many has no patience with EC2.
+const FAULTS_IN_A_ROW_MAX: u32 = 2;
+
 type Form = BTreeMap<String, String>;
 
 #[derive(Clone)]
@@ -39,7 +42,7 @@ enum Fate {
 }
 
 async fn answer(State(Endpoint(shared)): State<Endpoint>, headers: HeaderMap, body: Bytes) -> Response {
-    let _turn = shared.turn.lock().await;
+    let turn = shared.turn.lock().await;
     let form = parse(&String::from_utf8_lossy(&body));
     let action = form.get("Action").cloned().unwrap_or_default();
     let region = region_of(&headers);
@@ -70,9 +73,15 @@ async fn answer(State(Endpoint(shared)): State<Endpoint>, headers: HeaderMap, bo
     let mut text = answered.text().await.unwrap();
     if status.is_success() {
         let doing = shared.clone();
-        text = tokio::task::spawn_blocking(move || act(&doing, &action, &form, text))
+        let what = action.clone();
+        text = tokio::task::spawn_blocking(move || act(&doing, &what, &form, text))
             .await
             .unwrap();
+        shared.world().done.push((region, action.clone()));
+    }
+    drop(turn);
+    if shared.world().behaviour.unanswered.contains(&action) {
+        std::future::pending::<()>().await;
     }
     match fate {
         Fate::AnswerLost => broken_off(),
@@ -101,7 +110,7 @@ fn fate(world: &mut World, region: &str, action: &str, form: &Form) -> Fate {
     let Some(noise) = &mut world.behaviour.noise else {
         return Fate::Answered;
     };
-    match noise.rng.random_range(0..noise.one_in) {
+    let fate = match noise.rng.random_range(0..noise.one_in) {
         0 => Fate::Refused(
             StatusCode::SERVICE_UNAVAILABLE,
             "RequestLimitExceeded",
@@ -114,7 +123,13 @@ fn fate(world: &mut World, region: &str, action: &str, form: &Form) -> Fate {
         ),
         2 => Fate::AnswerLost,
         _ => Fate::Answered,
+    };
+    if matches!(fate, Fate::Answered) || noise.faults_in_a_row >= FAULTS_IN_A_ROW_MAX {
+        noise.faults_in_a_row = 0;
+        return Fate::Answered;
     }
+    noise.faults_in_a_row += 1;
+    fate
 }
 
 /// EC2 waits for ever for a volume that is mounted; here that is an error at once.
