@@ -1,5 +1,6 @@
 //! The configuration file: parsed strictly, then validated into what the parts are handed.
 
+mod ebs;
 mod orchestrator;
 
 use std::{
@@ -12,11 +13,14 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 
 use crate::{
-    archive::{codec::Codec, keys::Shard},
-    mysql::endpoint::{Address, Endpoint, Tls},
+    archive::{codec::Codec, keys::Shard, records::Provider},
+    mysql::{
+        endpoint::{Address, Endpoint, Tls},
+        freeze::Lock,
+    },
     orchestrator::Options,
     retention::rules::Rules,
-    snapshot::schedule::Schedule,
+    snapshot::{schedule::Schedule, volumes},
     store::{Checksums, StoreOptions},
     support::{hint::OrHint, secret::Secret},
     volume::{
@@ -37,6 +41,7 @@ pub struct Config {
     pub store: StoreSection,
     pub ship: ShipSection,
     pub snapshot: SnapshotSection,
+    ebs: ebs::EbsSection,
     pub recover: RecoverSection,
     pub http: HttpSection,
     /// What `prune` keeps.
@@ -56,6 +61,8 @@ struct File {
     ship: ShipSection,
     #[serde(default)]
     snapshot: SnapshotSection,
+    #[serde(default)]
+    ebs: ebs::EbsSection,
     #[serde(default)]
     recover: RecoverSection,
     #[serde(default)]
@@ -144,7 +151,9 @@ impl Default for ShipSection {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotSection {
-    pub provider: crate::archive::records::Provider,
+    pub provider: Provider,
+    /// What is locked while a snapshot of volumes begins.
+    pub lock: Lock,
     /// mysqld writes the clone there, the agent reads it.
     pub staging_dir: PathBuf,
     pub codec: Codec,
@@ -174,7 +183,8 @@ impl SnapshotSection {
 impl Default for SnapshotSection {
     fn default() -> Self {
         SnapshotSection {
-            provider: crate::archive::records::Provider::Clone,
+            provider: Provider::Clone,
+            lock: Lock::Tables,
             staging_dir: "/var/lib/mysql-pitr-staging".into(),
             codec: Codec::Zstd,
             accept_empty: Vec::new(),
@@ -408,6 +418,7 @@ impl Config {
             bail!("[mysql] needs either socket or host");
         }
         file.snapshot.schedule()?;
+        file.ebs.validate()?;
         if let Some(orchestrator) = &file.orchestrator {
             orchestrator.validate()?;
         }
@@ -418,11 +429,20 @@ impl Config {
             store: file.store,
             ship: file.ship,
             snapshot: file.snapshot,
+            ebs: file.ebs,
             recover: file.recover,
             http: file.http,
             retention: file.retention.rules()?,
             state_path: file.state.path,
         })
+    }
+
+    /// How snapshots of volumes are taken. None where the clone plugin takes them.
+    pub fn volumes(&self) -> anyhow::Result<Option<volumes::Settings>> {
+        match self.snapshot.provider {
+            Provider::Clone => Ok(None),
+            Provider::Ebs => self.ebs.settings(self.snapshot.lock).map(Some),
+        }
     }
 
     /// How to ask Orchestrator, with the secrets. None where there is none to ask.

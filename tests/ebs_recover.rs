@@ -131,6 +131,7 @@ impl Home {
                 volume_id: id.clone(),
                 mount_point: mount_point.clone(),
                 filesystem: "xfs".into(),
+                partition: None,
                 size_gib: GIB as u32,
                 holds: vec![HeldFolder { role, path }],
                 copies: vec![copy(HOME, here), copy(DR, there)],

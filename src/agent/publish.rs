@@ -60,6 +60,14 @@ pub fn publish(metrics: &Metrics, d: &Document) {
         .snapshot_last_success
         .set(seconds(archive.and_then(|a| a.last_snapshot_at)));
     metrics.snapshot_next.set(seconds(d.next_snapshot_at));
+    metrics.snapshot_lock.set(d.snapshot_lock.as_ref().map(|l| l.seconds));
+    for (part, seconds) in d.snapshot_lock.iter().flat_map(|l| &l.parts) {
+        metrics.snapshot_lock_parts.with_label_values(&[part.as_str()]).set(*seconds);
+    }
+    metrics
+        .snapshot_copies_pending
+        .set(d.snapshot_copies.map(|c| c.pending as f64));
+    metrics.snapshot_copies_failed.set(d.snapshot_copies.map(|c| c.failed as f64));
     let t = &d.totals;
     for (counter, total) in [
         (&metrics.received_bytes, t.received_bytes),

@@ -37,7 +37,7 @@ use crate::{
     },
 };
 
-use super::{monitor::SnapshotCounts, survey::Look};
+use super::{monitor::SnapshotCounts, survey::Look, volumes::Keeper};
 
 /// The pauses between attempts to make the newest moment recoverable: a server whose binlogs are purged again and again before they
 /// are shipped is not copied all the time.
@@ -62,6 +62,8 @@ pub(super) struct Snapshots {
     pub archive: Archive,
     pub endpoint: Endpoint,
     pub settings: take::Settings,
+    /// None where the clone plugin takes them.
+    pub keeper: Option<Keeper>,
     /// None where it is switched off.
     pub schedule: Option<Schedule>,
     pub standing: watch::Receiver<Standing>,
@@ -143,6 +145,9 @@ impl Snapshots {
                     answered?;
                 }
                 if standing.takes_snapshots {
+                    if let Some(keeper) = &mut self.keeper {
+                        keeper.go_on(server_uuid(&self.endpoint).await?).await?;
+                    }
                     if self.requested(&standing, &mut seen).await? {
                         answering.answered = Some(Instant::now());
                         self.look_again.notify_one();
@@ -151,6 +156,9 @@ impl Snapshots {
                 } else {
                     agenda = Agenda::default();
                     self.counts.next_us.store(0, Ordering::Relaxed);
+                    if let Some(keeper) = &mut self.keeper {
+                        keeper.rest();
+                    }
                 }
                 anyhow::Ok(())
             };
@@ -161,10 +169,10 @@ impl Snapshots {
     }
 
     /// i8: where a gap, or a new root, keeps the newest moment from being recovered, a snapshot begins the window again.
-    async fn answer(&self, standing: &Standing, asked: &mut Option<String>, seen: &mut Option<String>) -> anyhow::Result<()> {
+    async fn answer(&mut self, standing: &Standing, asked: &mut Option<String>, seen: &mut Option<String>) -> anyhow::Result<()> {
         if standing.takes_snapshots {
             info!("the newest moment cannot be recovered: taking a snapshot");
-            return self.take(standing, &take::new_id()).await;
+            return self.take(standing, &take::new_id(), "gap").await;
         }
         let is_under_way = match asked {
             Some(id) => self.is_under_way(id).await?,
@@ -194,17 +202,17 @@ impl Snapshots {
     }
 
     async fn server_uuid(&self) -> anyhow::Result<Uuid> {
-        Session::connect(&self.endpoint).await?.variables().await?.server_uuid()
+        server_uuid(&self.endpoint).await
     }
 
     /// Takes what is asked for; whether anything was.
-    async fn requested(&self, standing: &Standing, seen: &mut Option<String>) -> anyhow::Result<bool> {
+    async fn requested(&mut self, standing: &Standing, seen: &mut Option<String>) -> anyhow::Result<bool> {
         let requests = request::open_requests(&self.archive, seen.as_deref()).await?;
         if requests.is_empty() || !self.serves_somebody(standing).await? {
             return Ok(false);
         }
         for id in requests {
-            self.take(standing, &id).await?;
+            self.take(standing, &id, "request").await?;
             *seen = Some(id);
         }
         Ok(true)
@@ -212,7 +220,7 @@ impl Snapshots {
 
     /// Takes the snapshot that the schedule wants, if it is due. What was missed is made up once: how far the schedule is served the store
     /// says, not this process, so that it does not matter who took the last snapshot, or what for.
-    async fn scheduled(&self, standing: &Standing, agenda: &mut Agenda) -> anyhow::Result<()> {
+    async fn scheduled(&mut self, standing: &Standing, agenda: &mut Agenda) -> anyhow::Result<()> {
         let Some(schedule) = &self.schedule else { return Ok(()) };
         let now_us = self.archive.clock.now_us();
         if agenda.due_us.is_some_and(|due| now_us < due) || agenda.not_before.is_some_and(|at| Instant::now() < at) {
@@ -245,7 +253,7 @@ impl Snapshots {
             return Ok(());
         }
         info!(due = %Moment(due_us), "a snapshot is due by the schedule");
-        self.take(standing, &take::new_id()).await?;
+        self.take(standing, &take::new_id(), "schedule").await?;
         *agenda = Agenda::default();
         Ok(())
     }
@@ -259,17 +267,30 @@ impl Snapshots {
         Ok(path::tip(&timelines).is_some_and(|tip| tip.server_uuid == server_uuid))
     }
 
-    async fn take(&self, standing: &Standing, id: &str) -> anyhow::Result<()> {
+    /// `origin`: why.
+    async fn take(&mut self, standing: &Standing, id: &str, origin: &'static str) -> anyhow::Result<()> {
         let silent = Progress::silent();
-        let taken = take::take(&self.archive, &self.endpoint, &self.settings, standing, id, &silent).await;
+        let taken = match &mut self.keeper {
+            Some(keeper) => {
+                let server_uuid = server_uuid(&self.endpoint).await?;
+                keeper.take(server_uuid, self.standing.clone(), id, origin).await
+            }
+            None => take::take(&self.archive, &self.endpoint, &self.settings, standing, id, &silent)
+                .await
+                .map(drop),
+        };
         let count = if taken.is_ok() {
             &self.counts.complete
         } else {
             &self.counts.failed
         };
         count.fetch_add(1, Ordering::Relaxed);
-        taken.map(|_| ())
+        taken
     }
+}
+
+async fn server_uuid(endpoint: &Endpoint) -> anyhow::Result<Uuid> {
+    Session::connect(endpoint).await?.variables().await?.server_uuid()
 }
 
 #[cfg(test)]

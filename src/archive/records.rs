@@ -128,6 +128,7 @@ pub struct Snapshot {
     pub server_uuid: Uuid,
     pub server_version: String,
     pub started_at_us: i64,
+    /// When it was complete or had failed. Of volumes: when the lock ended under which it was begun; what came later is not in it.
     pub finished_at_us: Option<i64>,
     /// The snapshot holds at least this …
     pub gtids_before: GtidSet,
@@ -216,6 +217,9 @@ pub struct VolumeSnapshot {
     pub mount_point: PathBuf,
     /// Its type, e.g. `xfs`.
     pub filesystem: String,
+    /// Of the disk, where the file system is not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<u32>,
     pub size_gib: u32,
     /// The server's folders on it, as absolute paths.
     pub holds: Vec<HeldFolder>,
@@ -302,6 +306,18 @@ pub struct Request {
     pub requested_at_us: i64,
 }
 
+/// Who works on the shard's snapshots of volumes. An agent whose turn it is writes this anew all the time; one that does not is dead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    pub format: u32,
+    pub server_uuid: Uuid,
+    /// Made up by the agent, to recognise its own turn after a lost answer.
+    pub nonce: Uuid,
+    pub renewals: u64,
+    /// It was given back: whoever comes next has it.
+    pub free: bool,
+}
+
 /// What a recovery that is under way needs: `prune` leaves it alone until the lease ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease {
@@ -371,6 +387,7 @@ mod tests {
             volume_id: "vol-1".to_owned(),
             mount_point: "/data".into(),
             filesystem: "xfs".to_owned(),
+            partition: None,
             size_gib: 8,
             holds: vec![HeldFolder {
                 role: FolderRole::Datadir,

@@ -91,6 +91,7 @@ struct Journal {
 struct Made {
     snapshot_id: String,
     filesystem: String,
+    partition: Option<u32>,
     /// Where the copied server had it.
     was_at: PathBuf,
     /// Where it is here.
@@ -232,7 +233,7 @@ impl Volumes {
         for made in self.journal.volumes.iter().filter(|m| !m.released) {
             let id = made.volume_id.as_deref().unwrap_or_default();
             self.disks.attach(id).await?;
-            let device = mount::device(&self.settings.device_dir, id, self.settings.device_timeout).await?;
+            let device = mount::device(&self.settings.device_dir, id, made.partition, self.settings.device_timeout).await?;
             if !made.mount_point.exists() {
                 fs::create_dir_all(&made.mount_point).with_context(|| format!("cannot create {}", made.mount_point.display()))?;
             }
@@ -414,6 +415,7 @@ impl Journal {
             volumes.push(Made {
                 snapshot_id: snapshot_id.to_owned(),
                 filesystem: v.filesystem.clone(),
+                partition: v.partition,
                 was_at: v.mount_point.clone(),
                 mount_point: if holds_data {
                     target.to_owned()

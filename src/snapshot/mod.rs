@@ -5,3 +5,5 @@ pub mod errant;
 pub mod request;
 pub mod schedule;
 pub mod take;
+pub mod turn;
+pub mod volumes;

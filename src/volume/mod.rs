@@ -1,6 +1,7 @@
-//! Where a snapshot's data comes from and goes to: MySQL's clone plugin and a tar stream, or the volumes of EC2.
+//! Where a snapshot's data comes from and goes to: MySQL's clone plugin and a tar stream, or the volumes that the server's files lie on.
 
 pub mod clone;
+pub mod cloud;
 pub mod disks;
 pub mod ebs;
 pub mod mount;

@@ -24,9 +24,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// A server that was just killed may still write.
 const UNMOUNT_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits for the device of a volume that was attached.
-pub async fn device(dir: &Path, volume_id: &str, patience: Duration) -> anyhow::Result<PathBuf> {
-    let link = dir.join(format!("{LINK_PREFIX}{}", volume_id.replace('-', "")));
+/// Waits for the device of a volume that was attached, or of a partition on it.
+pub async fn device(dir: &Path, volume_id: &str, partition: Option<u32>, patience: Duration) -> anyhow::Result<PathBuf> {
+    let part = partition.map_or(String::new(), |number| format!("-part{number}"));
+    let link = dir.join(format!("{LINK_PREFIX}{}{part}", volume_id.replace('-', "")));
     let deadline = Instant::now() + patience;
     loop {
         if let Ok(device) = fs::canonicalize(&link) {
@@ -145,9 +146,10 @@ mod tests {
         let device_file = dir.path().canonicalize().unwrap().join("nvme1n1");
         fs::write(&device_file, b"").unwrap();
         std::os::unix::fs::symlink("nvme1n1", dir.path().join("nvme-Amazon_Elastic_Block_Store_vol0a1")).unwrap();
-        let found = device(dir.path(), "vol-0a1", Duration::ZERO).await.unwrap();
+        let found = device(dir.path(), "vol-0a1", None, Duration::ZERO).await.unwrap();
         assert_eq!(found, device_file);
-        let error = device(dir.path(), "vol-0a2", Duration::ZERO).await.unwrap_err();
+        assert!(device(dir.path(), "vol-0a1", Some(1), Duration::ZERO).await.is_err());
+        let error = device(dir.path(), "vol-0a2", None, Duration::ZERO).await.unwrap_err();
         let text = crate::support::hint::render(&error);
         assert!(text.contains("volume vol-0a2 is attached, and no device appears"), "{text}");
     }

@@ -107,6 +107,10 @@ fn fate(world: &mut World, region: &str, action: &str, form: &Form) -> Fate {
         );
         return Fate::Refused(StatusCode::BAD_REQUEST, "InvalidVolume.ZoneMismatch", what);
     }
+    if action == "AttachVolume" && world.volumes.get(&form["VolumeId"]).is_some_and(|v| v.attached.is_some()) {
+        let what = format!("{} is already attached to an instance", form["VolumeId"]);
+        return Fate::Refused(StatusCode::BAD_REQUEST, "VolumeInUse", what);
+    }
     let Some(noise) = &mut world.behaviour.noise else {
         return Fate::Answered;
     };
