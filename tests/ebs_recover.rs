@@ -168,6 +168,25 @@ impl Home {
         snapshot
     }
 
+    /// The agent takes EBS snapshots, with copies in the other region.
+    fn take_snapshots_of_volumes(&self) {
+        let volumes: Vec<String> = self.volumes.iter().map(|(id, at)| format!("\"{}={id}\"", at.display())).collect();
+        let section = format!(
+            "[ebs]\nregion = \"{HOME}\"\nendpoint = \"{}\"\ndr_region = \"{DR}\"\nvolumes = [{}]\n",
+            self.ec2.endpoint,
+            volumes.join(", ")
+        );
+        self.node.reconfigure("[recover]", &format!("{section}[recover]"));
+        self.node.reconfigure("[snapshot]", "[snapshot]\nprovider = \"ebs\"");
+    }
+
+    /// From now on commands run on the machine of that metadata service.
+    fn at(&mut self, metadata: &str) {
+        let name = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
+        self.node.environment.retain(|(k, _)| k != name);
+        self.node.environment.push((name.to_owned(), metadata.to_owned()));
+    }
+
     fn target(&self) -> PathBuf {
         self.ec2.root().join("dr/mysql")
     }
@@ -244,23 +263,31 @@ async fn assert_recovered(target: &Path, wanted: &Truth, gtids: &GtidSet, home: 
     recovered.stop_for_good().await;
 }
 
-/// i6, i7: a snapshot of volumes under load, more load, the home region dead, and the other region recovers what was shipped. EC2 is
-/// slow, throttles, fails and loses answers meanwhile.
+/// i6, i7: the agent's own snapshot under load, copied to the other region, more load, the home region dead, and the other region recovers
+/// what was shipped. EC2 is slow, throttles, fails and loses answers meanwhile.
 #[tokio::test]
 async fn i7_the_other_region_recovers_from_its_copies() {
     let Some(mut home) = Home::start().await else { return };
+    home.take_snapshots_of_volumes();
+    home.at(&home.machine.metadata.clone());
     let agent = home.node.agent();
     home.node.wait_snapshots(1).await;
     let load = Load::start(&home.server).await;
     eventually("the load runs", async || rows(&home.server).await > 200).await;
     home.ec2.behave(|b| (b.looks_until_ready, b.page_items) = (2, Some(1)));
-    let snapshot = home.snapshot().await;
+    let snapshot = home.node.json(&["snapshot"]).await;
+    let gtids_before: GtidSet = snapshot["gtids_before"].as_str().unwrap().parse().unwrap();
+    eventually("the copies are complete", async || {
+        let snapshots = home.node.archive().snapshots().await.unwrap();
+        snapshots.iter().any(|s| s.id == snapshot["id"] && s.volumes.iter().all(|v| v.complete_in(DR).is_some()))
+    })
+    .await;
     let then = rows(&home.server).await;
     eventually("more load", async || rows(&home.server).await > then + 200).await;
     load.stop().await;
     let wanted = truth(&mut home.server.root().await).await;
     let gtids = home.server.gtid_executed().await;
-    assert!(snapshot.gtids_before.count() + 200 < gtids.count());
+    assert!(gtids_before.count() + 200 < gtids.count());
     home.node.wait_shipped(&home.server).await;
     agent.stop().await;
     home.server.kill().await;
@@ -268,11 +295,12 @@ async fn i7_the_other_region_recovers_from_its_copies() {
         b.dead.insert(HOME.to_owned());
         b.noise = Some(Noise::new(7, 12));
     });
+    home.at(&home.dr.metadata.clone());
     let asked = home.ec2.asked(HOME);
 
     let target = home.target();
     let plan = home.node.json(&["recover", "--latest", "--dry-run"]).await;
-    assert_eq!(plan["snapshot"], ID, "{plan}");
+    assert_eq!(plan["snapshot"], snapshot["id"], "{plan}");
     let report = home
         .node
         .json(&["recover", "--latest", "--target-dir", path_text(&target)])
@@ -302,4 +330,148 @@ async fn i7_the_other_region_recovers_from_its_copies() {
     assert_eq!(beside, ["mysql"]);
     home.server.run().await;
     assert_recovered(&target, &wanted, &gtids, &home.server).await;
+}
+
+/// i10: killed wherever it asks EC2 for something, wherever it has changed something, and started again: no volume is made twice, and the end
+/// is the same.
+#[tokio::test]
+async fn i10_a_recovery_onto_volumes_goes_on_where_it_was_killed() {
+    let Some(mut home) = Home::start().await else { return };
+    let agent = home.node.agent();
+    home.node.wait_snapshots(1).await;
+    let load = Load::start(&home.server).await;
+    eventually("the load runs", async || rows(&home.server).await > 100).await;
+    home.snapshot().await;
+    load.stop().await;
+    home.server.execute(&["INSERT INTO d.t (w, v) VALUES (9, 'the last')"]).await;
+    let (wanted, gtids) = (truth(&mut home.server.root().await).await, home.server.gtid_executed().await);
+    home.node.wait_shipped(&home.server).await;
+    agent.stop().await;
+    home.server.kill().await;
+
+    let target = home.target();
+    let command = ["recover", "--latest", "--target-dir", path_text(&target)];
+    let spawn = || {
+        let mut command = home.node.command(&command);
+        command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        command.spawn().unwrap()
+    };
+    // Done, and the process dies before it hears of it: the first and the second volume, and each one's device.
+    for (action, times) in [
+        ("CreateVolume", 1),
+        ("CreateVolume", 2),
+        ("AttachVolume", 1),
+        ("AttachVolume", 2),
+    ] {
+        home.ec2.behave(|b| {
+            b.unanswered.insert(action.to_owned());
+        });
+        let mut child = spawn();
+        eventually(action, async || home.ec2.done(DR, action) >= times).await;
+        child.kill().await.unwrap();
+        home.ec2.behave(|b| b.unanswered.clear());
+    }
+    let work = target.join(".mysql-pitr-recovery");
+    for (what, path) in [
+        ("the volume is arranged", work.join("data")),
+        ("the copied server comes up", work.join("scratch/mysqld.log")),
+    ] {
+        let mut child = spawn();
+        eventually(what, async || path.exists()).await;
+        child.kill().await.unwrap();
+    }
+    // Another recovery is refused, and harms nothing.
+    let other = [
+        "recover",
+        "--target-gtid-set",
+        "00000000-0000-0000-0000-000000000000:1",
+        "--target-dir",
+        path_text(&target),
+    ];
+    home.node.fails(&other).await;
+    let report = home.node.json(&command).await;
+    assert_eq!(home.ec2.done(DR, "CreateVolume"), 2);
+    assert_eq!(home.ec2.volumes(DR), [report["volume"]["volume_id"].as_str().unwrap()]);
+    home.server.run().await;
+    assert_recovered(&target, &wanted, &gtids, &home.server).await;
+}
+
+/// What cannot be had is said, with what to do, and nothing is left of the attempt.
+#[tokio::test]
+async fn a_recovery_onto_volumes_that_fails_leaves_nothing_behind() {
+    let Some(home) = Home::start().await else { return };
+    let agent = home.node.agent();
+    home.node.wait_snapshots(1).await;
+    home.snapshot().await;
+    home.node.wait_shipped(&home.server).await;
+    agent.stop().await;
+    let target = home.target();
+    let command = ["recover", "--latest", "--target-dir", path_text(&target)];
+    let (devices, root) = (
+        path_text(&home.dr.device_dir).to_owned(),
+        path_text(home.ec2.root()).to_owned(),
+    );
+    let assert_fails = async |case: &str| {
+        let said = home.node.fails(&command).await;
+        println!("{case}: {said}");
+        let volumes: Vec<String> = said.split("vol-").skip(1).map(|rest| format!("vol-{}", id(rest))).collect();
+        let mut names = vec![
+            (devices.as_str(), "DEVICES"),
+            (root.as_str(), "ROOT"),
+            (home.dr.id.as_str(), "INSTANCE"),
+        ];
+        names.extend(volumes.iter().map(|v| (v.as_str(), "VOLUME")));
+        assert_error(case, &said, &names);
+        home.assert_nothing_left(case);
+    };
+    for action in ["CreateVolume", "AttachVolume", "DescribeVolumes"] {
+        home.ec2.behave(|b| {
+            b.denied.insert(action.to_owned());
+        });
+        assert_fails(&format!("recover onto volumes: no permission for {action}")).await;
+        home.ec2.behave(|b| b.denied.clear());
+    }
+    home.ec2.behave(|b| b.broken_volumes = true);
+    assert_fails("recover onto volumes: a volume in state error").await;
+    home.ec2.behave(|b| (b.broken_volumes, b.no_devices) = (false, true));
+    assert_fails("recover onto volumes: no device appears").await;
+    home.ec2.behave(|b| b.no_devices = false);
+    home.node
+        .reconfigure("device_timeout", "availability_zone = \"eu-central-1a\"\ndevice_timeout");
+    assert_fails("recover onto volumes: another availability zone").await;
+    home.node.reconfigure("availability_zone = \"eu-central-1a\"\n", "");
+
+    // Kept, it is found again; and given back with --restart.
+    home.ec2.behave(|b| {
+        b.denied.insert("AttachVolume".to_owned());
+    });
+    home.node.fails(&[&command[..], &["--keep-volume"]].concat()).await;
+    assert_eq!(home.ec2.volumes(DR).len(), 2);
+    home.node.fails(&[&command[..], &["--restart"]].concat()).await;
+    home.assert_nothing_left("--restart");
+    home.ec2.behave(|b| b.denied.clear());
+
+    // In a region that has no copy another snapshot serves, and where there is none, that is the error.
+    home.node
+        .reconfigure("device_timeout", "region = \"us-east-1\"\ndevice_timeout");
+    let plan = home.node.json(&["recover", "--latest", "--dry-run"]).await;
+    let passed_over = &plan["snapshots_passed_over"][0];
+    assert_eq!(passed_over["id"], ID, "{plan}");
+    let reason = passed_over["reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("it has no copy of volume vol-") && reason.ends_with("in us-east-1, only in eu-west-1, eu-central-1"),
+        "{reason}"
+    );
+    let clone = plan["snapshot"].as_str().unwrap();
+    let record = home
+        .node
+        .archive_dir
+        .join(keys::snapshot_key(&home.node.archive().shard, clone));
+    fs::remove_file(record).unwrap();
+    assert_fails("recover onto volumes: no copy in this region").await;
+}
+
+/// The rest of a volume's id at the beginning of `text`.
+fn id(text: &str) -> &str {
+    &text[..text.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(text.len())]
 }

@@ -219,6 +219,7 @@ async fn recover_into(
     match made.await {
         Ok((verified, replayed)) => {
             progress.phase("moving the files into place");
+            volumes.as_deref_mut().map_or(Ok(()), Volumes::finishing)?;
             workdir.finish()?;
             course.end("finish");
             Ok(report(plan, settings, verified, &replayed, course))

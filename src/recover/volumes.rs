@@ -83,6 +83,8 @@ struct Journal {
     begun_at: String,
     /// Whether the target folder was not there before.
     created_target: bool,
+    /// Whether the data may be in place already: nothing is given back or arranged any more.
+    finishing: bool,
     volumes: Vec<Made>,
 }
 
@@ -97,6 +99,8 @@ struct Made {
     /// Where it is here.
     mount_point: PathBuf,
     holds_data: bool,
+    /// Stored before EC2 is asked for it.
+    asked: bool,
     /// None until EC2 has answered.
     volume_id: Option<String>,
     /// Not needed any more, and given back.
@@ -168,6 +172,11 @@ impl Volumes {
                 _lock: lock,
             });
         };
+        if journal.finishing && !workdir::work_of(&target).exists() {
+            fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+            let e = anyhow!("the recovery into {} has finished already", target.display());
+            return Err(with_hint(e, "start mysqld on it, or name another folder with --target-dir"));
+        }
         let disks = ebs::disks_at(&settings.reach, journal.place.clone()).await?;
         let mut volumes = Volumes {
             folder,
@@ -252,9 +261,16 @@ impl Volumes {
             return Ok(());
         }
         let tag = self.journal.tag(at);
-        let id = match self.disks.find((RECOVERY_TAG, &tag)).await? {
+        let found = match made.asked {
+            true => self.disks.find((RECOVERY_TAG, &tag)).await?,
+            false => None,
+        };
+        let id = match found {
             Some(id) => id,
             None => {
+                self.journal.volumes[at].asked = true;
+                self.journal.write(&self.folder)?;
+                let made = &self.journal.volumes[at];
                 let order = Order {
                     snapshot: &made.snapshot_id,
                     shape: &self.settings.shape,
@@ -321,8 +337,8 @@ impl Volumes {
         mount::unmount(&made.mount_point).await?;
         let id = match &made.volume_id {
             Some(id) => Some(id.clone()),
-            // It may have been asked for.
-            None => self.disks.find((RECOVERY_TAG, &self.journal.tag(at))).await?,
+            None if made.asked => self.disks.find((RECOVERY_TAG, &self.journal.tag(at))).await?,
+            None => None,
         };
         match id {
             Some(id) => self.disks.delete(&id).await,
@@ -337,6 +353,12 @@ impl Volumes {
             }
         }
         Ok(())
+    }
+
+    /// Before the data move into place: the target is then not to be taken for a copy that has just been mounted.
+    pub fn finishing(&mut self) -> anyhow::Result<()> {
+        self.journal.finishing = true;
+        self.journal.write(&self.folder)
     }
 
     /// After a failure: nothing of it is left, or it is said what is.
@@ -423,6 +445,7 @@ impl Journal {
                     folder.join(i.to_string())
                 },
                 holds_data,
+                asked: false,
                 volume_id: None,
                 released: false,
             });
@@ -438,6 +461,7 @@ impl Journal {
             place,
             begun_at: clock::format_utc(clock::now_us()),
             created_target: !target.exists(),
+            finishing: false,
             volumes,
         })
     }
