@@ -7,8 +7,12 @@ mod backlog;
 mod bad_archive;
 mod bad_input;
 mod candidate;
+#[cfg(feature = "aws")]
+mod ebs;
+mod ebs_steps;
 mod exact_targets;
 mod failover;
+mod freeze;
 mod huge_binlog;
 mod journey;
 #[cfg(feature = "aws")]

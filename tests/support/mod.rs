@@ -8,6 +8,8 @@ use tokio::time::{Instant, sleep};
 
 pub mod binlog_writer;
 pub mod faulty_store;
+#[cfg(feature = "aws")]
+pub mod front;
 pub mod golden;
 pub mod load;
 pub mod made;
