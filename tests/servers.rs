@@ -9,8 +9,12 @@ mod bad_input;
 mod candidate;
 #[cfg(feature = "aws")]
 mod ebs_recover;
+#[cfg(feature = "aws")]
+mod ebs;
+mod ebs_steps;
 mod exact_targets;
 mod failover;
+mod freeze;
 mod huge_binlog;
 mod journey;
 #[cfg(feature = "aws")]

@@ -151,7 +151,9 @@ impl Plan {
         let volumes_gib = is_of_volumes.then(|| self.snapshot.volumes.iter().map(|v| u64::from(v.size_gib)).sum());
         let mut estimate = Estimate::of(self.snapshot.data_bytes, replay_gtids_max, binlog_bytes);
         if is_of_volumes {
-            estimate.basis.push_str("; what EC2 takes to make the volumes, and to fetch each block when it is first read, is not in it");
+            estimate
+                .basis
+                .push_str("; what EC2 takes to make the volumes, and to fetch each block when it is first read, is not in it");
         }
         Summary {
             target: self.target.to_string(),
@@ -245,8 +247,10 @@ impl Summary {
             "snapshot      {} of timeline {} ({}, complete at {}): {}",
             self.snapshot,
             self.snapshot_timeline,
-            self.snapshot_volumes_gib
-                .map_or_else(|| human_bytes(self.snapshot_stored_bytes), |gib| format!("EBS volumes of {gib} GiB")),
+            self.snapshot_volumes_gib.map_or_else(
+                || human_bytes(self.snapshot_stored_bytes),
+                |gib| format!("EBS volumes of {gib} GiB")
+            ),
             self.snapshot_taken_at,
             self.snapshot_reason
         )?;

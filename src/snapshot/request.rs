@@ -9,7 +9,7 @@ use crate::{
     archive::{
         keys,
         listing::Archive,
-        records::{FORMAT_VERSION, Request, Snapshot, SnapshotState},
+        records::{FORMAT_VERSION, Request, Snapshot, SnapshotState, Step},
     },
     store::{Put, StoreError},
     support::{clock, hint::with_hint, progress::Progress},
@@ -48,6 +48,9 @@ pub async fn wait(archive: &Archive, id: &str, progress: &Progress) -> anyhow::R
             Ok((snapshot, _)) => match snapshot.state {
                 SnapshotState::Complete => return Ok(snapshot),
                 SnapshotState::Failed => bail!("snapshot {id} failed: {}", snapshot.failure.unwrap_or_default()),
+                SnapshotState::Started if snapshot.step == Some(Step::Created) => {
+                    progress.update(|| format!("{id} has begun, and EC2 stores it"));
+                }
                 SnapshotState::Started => progress.update(|| format!("{id} is being taken")),
             },
             Err(e) if e.downcast_ref::<StoreError>().is_some_and(StoreError::is_not_found) => {

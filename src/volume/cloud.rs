@@ -106,6 +106,9 @@ pub trait Cloud: Send + Sync + fmt::Debug {
     /// Begins snapshots, in one attempt that ends within `limit`. Whatever comes of it bears the tags.
     async fn create(&self, order: &Order, subject: &Subject, limit: Duration) -> Result<Vec<Made>, CloudError>;
 
+    /// Whether that may be created: a request that is checked, and not carried out.
+    async fn rehearse(&self, order: &Order) -> Result<(), CloudError>;
+
     /// All snapshots of a region that bear an operation's tag. What was made a moment ago may be missing.
     async fn find(&self, region: &str, operation: &str) -> Result<Vec<Made>, CloudError>;
 

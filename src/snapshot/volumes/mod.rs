@@ -12,6 +12,7 @@
 //!
 //! [`take`](take::take) does all up to `created`, and whoever has the turn [goes on](onward) from wherever a record is.
 
+pub mod checks;
 mod copy;
 mod kept;
 pub mod onward;

@@ -30,7 +30,7 @@ use crate::{
     ship::{standing::Standing, timeline_of},
     support::{
         clock,
-        hint::{OrHint, message, render, with_hint},
+        hint::{OrHint, hint_of, message, render, with_hint},
         progress::Progress,
         retry::Backoff,
     },
@@ -62,6 +62,8 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(60);
 /// How often EC2 is asked how far it is.
 const WATCH_FIRST: Duration = Duration::from_millis(500);
 const WATCH_LONGEST: Duration = Duration::from_secs(15);
+/// In a row; then whoever waits is told.
+const FAILURES_MAX: u32 = 4;
 
 const TAG_SHARD: &str = "mysql-pitr:shard";
 const TAG_SERVER: &str = "mysql-pitr:server";
@@ -98,7 +100,8 @@ pub async fn take(job: &Job<'_>) -> anyhow::Result<(Snapshot, Thawed)> {
         if let Err(e) = onward(job.archive, job.settings.cloud.as_ref(), &id, job.progress).await {
             warn!(snapshot = %id, "what was made of it is not deleted yet: {}", message(&e));
         }
-        bail!("{why}");
+        let hint = "see that the volume's KMS key is enabled and may be used by this node's role, then take the snapshot again";
+        return Err(with_hint(anyhow!("{why}"), hint));
     }
     Ok((complete, thawed))
 }
@@ -106,6 +109,7 @@ pub async fn take(job: &Job<'_>) -> anyhow::Result<(Snapshot, Thawed)> {
 /// Goes on with a snapshot until that is so.
 pub async fn follow(job: &Job<'_>, id: &str, until: impl Fn(&Snapshot) -> bool) -> anyhow::Result<Snapshot> {
     let mut pauses = Backoff::new(WATCH_FIRST, WATCH_LONGEST);
+    let mut failures = 0;
     loop {
         let gone = async {
             job.turn.lost().await;
@@ -119,8 +123,17 @@ pub async fn follow(job: &Job<'_>, id: &str, until: impl Fn(&Snapshot) -> bool) 
             Ok(went) if until(went.record()) => return Ok(went.record().clone()),
             Ok(Went::Ended(record)) => return Ok(*record),
             Ok(Went::On(_)) => continue,
-            Ok(Went::Waits(_)) => pauses.step(),
+            Ok(Went::Waits(_)) => {
+                failures = 0;
+                pauses.step()
+            }
+            Err(e) if failures == FAILURES_MAX => {
+                let hint = hint_of(&e).map_or_else(String::new, |hint| format!("{hint}; "));
+                let e = e.context(format!("snapshot {id} was begun, and nobody knows how far it is"));
+                return Err(with_hint(e, format!("{hint}the agent goes on with it")));
+            }
             Err(e) => {
+                failures += 1;
                 warn!(snapshot = id, "trying again: {}", message(&e));
                 pauses.step()
             }
@@ -133,18 +146,22 @@ async fn begin(job: &Job<'_>) -> anyhow::Result<(Kept, Thawed)> {
     let standing = job.roles.borrow().clone();
     let mut session = Session::connect(job.endpoint).await?;
     let variables = session.variables().await?;
-    preflight(job, &mut session, &standing).await?;
-    job.progress.phase("looking at the volumes");
-    let volumes = located::locate(&folders(&variables), &job.settings.named, &job.settings.roots)?;
-    let (record, order) = plan(job, &standing, &variables, &mut session, &volumes).await?;
-    let mut kept = Kept::begin(job.archive, record).await?;
+    let mut kept = Kept::begin(job.archive, first_record(job, &standing, &variables, &mut session).await?).await?;
     let maybe_made = AtomicBool::new(false);
-    let begun = lock_and_create(job, &order, &volumes, &kept.record, &maybe_made);
-    let begun = tokio::select! {
-        begun = begun => begun,
-        e = role_lost(job.roles.clone(), &standing) => Err(e),
-        () = job.turn.lost() => Err(anyhow!("another agent has taken over the shard's snapshots")),
+    let begun = async {
+        preflight(job, &mut session, &standing).await?;
+        job.progress.phase("looking at the volumes");
+        let volumes = located::locate(&folders(&variables), &job.settings.named, &job.settings.roots)?;
+        let (recorded, order) = plan(job, &volumes).await?;
+        kept.change(|s| s.volumes = recorded).await?;
+        let begun = lock_and_create(job, &order, &volumes, &kept.record, &maybe_made);
+        tokio::select! {
+            begun = begun => begun,
+            e = role_lost(job.roles.clone(), &standing) => Err(e),
+            () = job.turn.lost() => Err(anyhow!("another agent has taken over the shard's snapshots")),
+        }
     };
+    let begun = begun.await;
     let counted = async {
         let (thawed, gtids_before, made) = begun?;
         let mut record = Snapshot {
@@ -200,6 +217,7 @@ async fn begin(job: &Job<'_>) -> anyhow::Result<(Kept, Thawed)> {
 }
 
 async fn preflight(job: &Job<'_>, session: &mut Session, standing: &Standing) -> anyhow::Result<()> {
+    passed(preflight::lock_privileges(session).await?)?;
     if !standing.ships() {
         passed(preflight::replication(session).await?)?;
     }
@@ -217,14 +235,8 @@ async fn preflight(job: &Job<'_>, session: &mut Session, standing: &Standing) ->
     Ok(())
 }
 
-/// The record to begin with, and what EC2 is to be told.
-async fn plan(
-    job: &Job<'_>,
-    standing: &Standing,
-    variables: &Variables,
-    session: &mut Session,
-    volumes: &[Volume],
-) -> anyhow::Result<(Snapshot, Order)> {
+/// What the record says of the volumes, and what EC2 is to be told.
+async fn plan(job: &Job<'_>, volumes: &[Volume]) -> anyhow::Result<(Vec<VolumeSnapshot>, Order)> {
     let cloud = &job.settings.cloud;
     let home = cloud.home_region().await?;
     if job.settings.dr_region.as_ref() == Some(&home) {
@@ -235,7 +247,7 @@ async fn plan(
     let facts = cloud.facts(&ids).await?;
     let order = cloud.order(&facts).await?;
     let regions = [Some(home), job.settings.dr_region.clone()];
-    let volumes = volumes.iter().zip(&facts).map(|(volume, facts)| VolumeSnapshot {
+    let recorded = volumes.iter().zip(&facts).map(|(volume, facts)| VolumeSnapshot {
         volume_id: volume.volume_id.clone(),
         mount_point: volume.mount_point.clone(),
         filesystem: volume.filesystem.clone(),
@@ -244,7 +256,16 @@ async fn plan(
         holds: volume.holds.clone(),
         copies: regions.iter().flatten().map(|region| pending_copy(region)).collect(),
     });
-    let record = Snapshot {
+    Ok((recorded.collect(), order))
+}
+
+async fn first_record(
+    job: &Job<'_>,
+    standing: &Standing,
+    variables: &Variables,
+    session: &mut Session,
+) -> anyhow::Result<Snapshot> {
+    Ok(Snapshot {
         format: FORMAT_VERSION,
         id: job.id.to_owned(),
         state: SnapshotState::Started,
@@ -264,10 +285,9 @@ async fn plan(
         stored_sha256: String::new(),
         failure: None,
         step: Some(Step::Started),
-        volumes: volumes.collect(),
+        volumes: Vec::new(),
         locked_us: None,
-    };
-    Ok((record, order))
+    })
 }
 
 fn pending_copy(region: &str) -> RegionalCopy {

@@ -15,6 +15,7 @@ use aws_config::{BehaviorVersion, SdkConfig, retry::RetryConfig, timeout::Timeou
 use aws_sdk_ec2::{
     Client,
     config::{Builder, ProvideCredentials, Region},
+    error::ProvideErrorMetadata,
     types::{Filter, InstanceSpecification, ResourceType, Snapshot, SnapshotInfo, SnapshotState, Tag, TagSpecification},
 };
 use tokio::sync::{Mutex, OnceCell};
@@ -31,6 +32,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 /// A request with all its attempts and the waits between.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// What a request is told that would have been allowed.
+const DRY_RUN: &str = "DryRunOperation";
 /// Of snapshots on one page; a snapshot has a handful of volumes.
 const PAGE: i32 = 200;
 
@@ -222,6 +225,30 @@ impl Cloud for Ec2 {
         })
     }
 
+    async fn rehearse(&self, order: &Order) -> Result<(), CloudError> {
+        let (client, region) = self.home().await?;
+        let tags = self.specification(&Tags::new());
+        match order {
+            Order::One(volume_id) => {
+                let request = client.create_snapshot().volume_id(volume_id).tag_specifications(tags);
+                match request.dry_run(true).send().await {
+                    Err(e) if e.code() != Some(DRY_RUN) => Err(call("CreateSnapshot", volume_id, &region).error(e)),
+                    _ => Ok(()),
+                }
+            }
+            Order::Several { instance_id, .. } => {
+                let request = client
+                    .create_snapshots()
+                    .instance_specification(specified(order))
+                    .tag_specifications(tags);
+                match request.dry_run(true).send().await {
+                    Err(e) if e.code() != Some(DRY_RUN) => Err(call("CreateSnapshots", instance_id, &region).error(e)),
+                    _ => Ok(()),
+                }
+            }
+        }
+    }
+
     async fn create(&self, order: &Order, subject: &Subject, limit: Duration) -> Result<Vec<Made>, CloudError> {
         let (client, region) = self.home().await?;
         let once = aws_sdk_ec2::config::Config::builder()
@@ -257,23 +284,15 @@ impl Cloud for Ec2 {
                     tags: Tags::new(),
                 }])
             }
-            Order::Several {
-                instance_id,
-                exclude_boot,
-                exclude,
-            } => {
+            Order::Several { instance_id, .. } => {
                 let call = call(
                     "CreateSnapshots",
                     format!("{} of {instance_id}", subject.volumes.join(", ")),
                     &region,
                 );
-                let which = InstanceSpecification::builder()
-                    .instance_id(instance_id)
-                    .exclude_boot_volume(*exclude_boot)
-                    .set_exclude_data_volume_ids((!exclude.is_empty()).then(|| exclude.clone()));
                 let sent = client
                     .create_snapshots()
-                    .instance_specification(which.build())
+                    .instance_specification(specified(order))
                     .description(&subject.description)
                     .tag_specifications(self.specification(&subject.tags))
                     .customize()
@@ -360,6 +379,22 @@ impl Cloud for Ec2 {
             Err(e) if e.cause == Cause::Missing => Ok(()),
             done => done.map(|_| ()),
         }
+    }
+}
+
+fn specified(order: &Order) -> InstanceSpecification {
+    let which = InstanceSpecification::builder();
+    match order {
+        Order::One(_) => which.build(),
+        Order::Several {
+            instance_id,
+            exclude_boot,
+            exclude,
+        } => which
+            .instance_id(instance_id)
+            .exclude_boot_volume(*exclude_boot)
+            .set_exclude_data_volume_ids((!exclude.is_empty()).then(|| exclude.clone()))
+            .build(),
     }
 }
 

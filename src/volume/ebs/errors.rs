@@ -84,14 +84,10 @@ impl Call {
         } else {
             anyhow!("{code}: {said}")
         };
-        let Call { action, object, region } = self;
+        let Call { object, region, .. } = self;
         let (cause, hint) = match code.as_str() {
-            "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" | "Client.UnauthorizedOperation" => (
-                Cause::Refused,
-                format!("allow ec2:{action} on {object} to this node's role{}", self.also()),
-            ),
-            "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" if said.contains("clock") => {
-                (Cause::Refused, "set this machine's clock".to_owned())
+            "UnauthorizedOperation" | "AccessDenied" | "AccessDeniedException" | "Client.UnauthorizedOperation" => {
+                (Cause::Refused, self.permission())
             }
             "RequestExpired" | "RequestTimeTooSkewed" | "InvalidSignatureException" => (
                 Cause::Refused,
@@ -145,14 +141,20 @@ impl Call {
         self.object.contains("vol-")
     }
 
-    /// What else an action needs.
-    fn also(&self) -> &'static str {
-        match self.action {
+    fn permission(&self) -> String {
+        let Call { action, object, .. } = self;
+        match *action {
+            // Such actions know no resources.
+            describe if describe.starts_with("Describe") => format!("allow ec2:{action} on * to this node's role"),
             "CreateSnapshot" | "CreateSnapshots" => {
-                ", and ec2:CreateTags where ec2:CreateAction is this; on the instance, its volumes and the new snapshots"
+                format!(
+                    "allow ec2:{action} on {object} and on new snapshots to this node's role, and ec2:CreateTags for this action"
+                )
             }
-            "CopySnapshot" => ", with ec2:CreateTags, and kms:CreateGrant on the keys of both regions",
-            _ => "",
+            "CopySnapshot" => format!(
+                "allow ec2:{action} on {object} to this node's role, ec2:CreateTags for this action, and the use of the KMS keys of both regions"
+            ),
+            _ => format!("allow ec2:{action} on {object} to this node's role"),
         }
     }
 }
