@@ -1,5 +1,6 @@
 //! The configuration file: parsed strictly, then validated into what the parts are handed.
 
+mod ebs;
 mod orchestrator;
 mod replica;
 mod store;
@@ -16,12 +17,19 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 
 use crate::{
-    archive::{codec::Codec, keys::Shard},
-    mysql::endpoint::{Address, Endpoint, Tls},
+    archive::{codec::Codec, keys::Shard, records::Provider},
+    mysql::{
+        endpoint::{Address, Endpoint, Tls},
+        freeze::Lock,
+    },
     orchestrator::Options,
     retention::rules::Rules,
-    snapshot::schedule::Schedule,
+    snapshot::{schedule::Schedule, volumes},
     support::{hint::OrHint, secret::Secret},
+    volume::{
+        disks::{Reach, Shape},
+        mount::DEVICE_DIR,
+    },
 };
 
 use store::StoreSection;
@@ -40,6 +48,7 @@ pub struct Config {
     pub replica: Option<ReplicaSection>,
     pub ship: ShipSection,
     pub snapshot: SnapshotSection,
+    ebs: ebs::EbsSection,
     pub recover: RecoverSection,
     pub http: HttpSection,
     /// What `prune` keeps.
@@ -60,6 +69,8 @@ struct File {
     ship: ShipSection,
     #[serde(default)]
     snapshot: SnapshotSection,
+    #[serde(default)]
+    ebs: ebs::EbsSection,
     #[serde(default)]
     recover: RecoverSection,
     #[serde(default)]
@@ -123,7 +134,9 @@ impl Default for ShipSection {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotSection {
-    pub provider: crate::archive::records::Provider,
+    pub provider: Provider,
+    /// What is locked while a snapshot of volumes begins.
+    pub lock: Lock,
     /// mysqld writes the clone there, the agent reads it.
     pub staging_dir: PathBuf,
     pub codec: Codec,
@@ -153,7 +166,8 @@ impl SnapshotSection {
 impl Default for SnapshotSection {
     fn default() -> Self {
         SnapshotSection {
-            provider: crate::archive::records::Provider::Clone,
+            provider: Provider::Clone,
+            lock: Lock::Tables,
             staging_dir: "/var/lib/mysql-pitr-staging".into(),
             codec: Codec::Zstd,
             accept_empty: Vec::new(),
@@ -173,6 +187,7 @@ pub struct RecoverSection {
     pub user: Option<String>,
     /// Parallel appliers during the replay.
     pub workers: u16,
+    pub volume: VolumeSection,
 }
 
 impl Default for RecoverSection {
@@ -181,7 +196,73 @@ impl Default for RecoverSection {
             mysqld: "/usr/sbin/mysqld".into(),
             user: None,
             workers: 8,
+            volume: VolumeSection::default(),
         }
+    }
+}
+
+/// `[recover.volume]`: the volumes that are made from snapshots of EBS volumes.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VolumeSection {
+    /// These four else as the machine's AWS configuration and its metadata service say.
+    region: Option<String>,
+    availability_zone: Option<String>,
+    instance_id: Option<String>,
+    endpoint: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    iops: Option<u32>,
+    throughput_mib: Option<u32>,
+    initialization_mib: Option<u32>,
+    kms_key: Option<String>,
+    /// Where an attached volume is found by its id.
+    device_dir: PathBuf,
+    #[serde(deserialize_with = "duration")]
+    device_timeout: Duration,
+}
+
+impl Default for VolumeSection {
+    fn default() -> Self {
+        VolumeSection {
+            region: None,
+            availability_zone: None,
+            instance_id: None,
+            endpoint: None,
+            kind: Some("gp3".to_owned()),
+            iops: None,
+            throughput_mib: None,
+            initialization_mib: None,
+            kms_key: None,
+            device_dir: DEVICE_DIR.into(),
+            device_timeout: Duration::from_secs(120),
+        }
+    }
+}
+
+impl VolumeSection {
+    pub fn reach(&self) -> Reach {
+        Reach {
+            region: self.region.clone(),
+            zone: self.availability_zone.clone(),
+            instance: self.instance_id.clone(),
+            endpoint: self.endpoint.clone(),
+        }
+    }
+
+    pub fn shape(&self) -> Shape {
+        Shape {
+            kind: self.kind.clone(),
+            iops: self.iops,
+            throughput_mib: self.throughput_mib,
+            initialization_mib: self.initialization_mib,
+            kms_key: self.kms_key.clone(),
+        }
+    }
+
+    /// Where an attached volume is found by its id, and how long that may take.
+    pub fn devices(&self) -> (PathBuf, Duration) {
+        (self.device_dir.clone(), self.device_timeout)
     }
 }
 
@@ -341,6 +422,7 @@ impl Config {
         if let Some(replica) = &file.replica {
             replica.validate(&file.store)?;
         }
+        file.ebs.validate()?;
         if let Some(orchestrator) = &file.orchestrator {
             orchestrator.validate()?;
         }
@@ -352,11 +434,20 @@ impl Config {
             replica: file.replica,
             ship: file.ship,
             snapshot: file.snapshot,
+            ebs: file.ebs,
             recover: file.recover,
             http: file.http,
             retention: file.retention.rules()?,
             state_path: file.state.path,
         })
+    }
+
+    /// How snapshots of volumes are taken. None where the clone plugin takes them.
+    pub fn volumes(&self) -> anyhow::Result<Option<volumes::Settings>> {
+        match self.snapshot.provider {
+            Provider::Clone => Ok(None),
+            Provider::Ebs => self.ebs.settings(self.snapshot.lock).map(Some),
+        }
     }
 
     /// How to ask Orchestrator, with the secrets. None where there is none to ask.

@@ -54,6 +54,10 @@ pub struct Metrics {
     pub snapshot_last_success: Maybe,
     pub snapshot_next: Maybe,
     pub snapshots: IntCounterVec,
+    pub snapshot_lock: Maybe,
+    pub snapshot_lock_parts: GaugeVec,
+    pub snapshot_copies_pending: Maybe,
+    pub snapshot_copies_failed: Maybe,
     pub store_errors: IntCounter,
     pub rounds_failed: IntCounter,
     pub last_error: Maybe,
@@ -111,6 +115,10 @@ impl Metrics {
         let taken = Opts::new(
             "mysql_pitr_snapshots_total",
             "Snapshots that this agent took or failed to take, by result.",
+        );
+        let parts = Opts::new(
+            "mysql_pitr_snapshot_lock_part_seconds",
+            "How long each part of that took, the wait for the lock included.",
         );
         Metrics {
             role: b.add(IntGaugeVec::new(role, &["role"])),
@@ -191,6 +199,19 @@ impl Metrics {
                 "When the schedule wants the next snapshot of this node; past while it is due and not taken.",
             ),
             snapshots: b.add(IntCounterVec::new(taken, &["result"])),
+            snapshot_lock: b.maybe(
+                "mysql_pitr_snapshot_lock_seconds",
+                "How long the server was last locked for a snapshot of its volumes.",
+            ),
+            snapshot_lock_parts: b.add(GaugeVec::new(parts, &["part"])),
+            snapshot_copies_pending: b.maybe(
+                "mysql_pitr_snapshot_copies_pending",
+                "Copies of complete snapshots that are on their way to the other region.",
+            ),
+            snapshot_copies_failed: b.maybe(
+                "mysql_pitr_snapshot_copies_failed",
+                "Copies of complete snapshots that the other region lacks because they failed; they are tried again.",
+            ),
             store_errors: b.total(
                 "mysql_pitr_store_errors_total",
                 "Calls to the store that failed, those that were repeated included.",

@@ -7,8 +7,14 @@ mod backlog;
 mod bad_archive;
 mod bad_input;
 mod candidate;
+#[cfg(feature = "aws")]
+mod ebs;
+#[cfg(feature = "aws")]
+mod ebs_recover;
+mod ebs_steps;
 mod exact_targets;
 mod failover;
+mod freeze;
 mod huge_binlog;
 mod journey;
 mod on_demand;

@@ -24,7 +24,7 @@ const FLOORS: [&[&str]; 8] = [
 ];
 /// The configuration is read by these floors only, and speaks of the types of those.
 const CONFIG_READERS: [&str; 2] = ["agent", "cli"];
-const CONFIG_SPEAKS_OF: [&str; 7] = [
+const CONFIG_SPEAKS_OF: [&str; 8] = [
     "archive",
     "mysql",
     "orchestrator",
@@ -32,6 +32,7 @@ const CONFIG_SPEAKS_OF: [&str; 7] = [
     "snapshot",
     "store",
     "support",
+    "volume",
 ];
 
 fn root() -> &'static Path {

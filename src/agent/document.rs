@@ -1,5 +1,7 @@
 //! What an agent says of itself: `/v1/status`, `mysql-pitr status`, and the source of the metrics.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -42,6 +44,12 @@ pub struct Document {
     pub totals: Totals,
     /// When the schedule wants this node's next snapshot; null where it takes none by a schedule.
     pub next_snapshot_at: Option<Moment>,
+    /// How long the server was last locked for a snapshot; null where this process locked it for none.
+    #[serde(default)]
+    pub snapshot_lock: Option<LockView>,
+    /// Copies of snapshots in another region; null where this node does not see to them.
+    #[serde(default)]
+    pub snapshot_copies: Option<CopiesView>,
     pub last_stored_at: Option<Moment>,
     pub last_seal_at: Option<Moment>,
     pub failing_since: Option<Moment>,
@@ -51,6 +59,22 @@ pub struct Document {
     /// The other region's bucket; null where the configuration has none.
     #[serde(default)]
     pub replica: Option<ReplicaView>,
+}
+
+/// A lock of the server, for a snapshot of its volumes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LockView {
+    pub seconds: f64,
+    /// By what was done.
+    pub parts: BTreeMap<String, f64>,
+}
+
+/// Copies of complete snapshots that the other region lacks.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct CopiesView {
+    pub pending: u64,
+    /// They are tried again.
+    pub failed: u64,
 }
 
 /// Up to where everything is in the archive.

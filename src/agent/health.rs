@@ -85,6 +85,8 @@ mod tests {
             },
             last_stored_at: None,
             next_snapshot_at: None,
+            snapshot_lock: None,
+            snapshot_copies: None,
             last_seal_at: None,
             failing_since: None,
             last_error: None,

@@ -12,6 +12,7 @@ pub mod role;
 mod sampler;
 mod snapshots;
 pub mod survey;
+mod volumes;
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,6 +30,7 @@ use self::{
     role::RoleWatch,
     snapshots::Snapshots,
     survey::Surveyor,
+    volumes::Keeper,
 };
 use crate::{
     archive::listing::Archive,
@@ -61,12 +63,13 @@ pub async fn archive(config: &Config) -> anyhow::Result<Archive> {
     })
 }
 
-pub fn snapshot_settings(config: &Config) -> take::Settings {
-    take::Settings {
+pub fn snapshot_settings(config: &Config) -> anyhow::Result<take::Settings> {
+    Ok(take::Settings {
+        volumes: config.volumes()?,
         staging_dir: config.snapshot.staging_dir.clone(),
         codec: config.snapshot.codec,
         accept_empty: config.snapshot.accept_empty.clone(),
-    }
+    })
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -146,11 +149,17 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         standing: roles.subscribe(),
     };
     let telling = tokio::spawn(herald.run(stop.clone()));
+    let settings = snapshot_settings(config)?;
+    let keeper = settings.volumes.clone().map(|volumes| {
+        let accepted = settings.accept_empty.clone();
+        Keeper::new(&archive, &endpoint, volumes, accepted, counts.clone())
+    });
     let snapshots = Snapshots {
         counts,
         archive,
         endpoint,
-        settings: snapshot_settings(config),
+        settings,
+        keeper,
         schedule: config.snapshot.schedule()?,
         looks,
         look_again: shipper.snapshot_wanted.clone(),

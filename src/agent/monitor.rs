@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -21,7 +21,7 @@ use crate::{
 };
 
 use super::{
-    document::{ArchiveView, AtRisk, Backlog, Document, LastError, Shipped, Totals},
+    document::{ArchiveView, AtRisk, Backlog, CopiesView, Document, LastError, LockView, Shipped, Totals},
     health::complaint,
     http,
     publish::publish,
@@ -41,6 +41,15 @@ pub struct SnapshotCounts {
     pub failed: AtomicU64,
     /// µs since the epoch; 0 where it takes none by a schedule.
     pub next_us: AtomicI64,
+    /// The last lock of the server for one.
+    pub lock: Mutex<Option<LockView>>,
+    /// What another region lacks.
+    pub copies: Mutex<Option<CopiesView>>,
+}
+
+/// Nothing is left half done by whoever panics with it.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Answers how the agent stands.
@@ -167,6 +176,8 @@ impl Monitor {
             next_snapshot_at: Some(self.snapshots.next_us.load(Ordering::Relaxed))
                 .filter(|at| *at != 0)
                 .map(Moment),
+            snapshot_lock: lock(&self.snapshots.lock).clone(),
+            snapshot_copies: *lock(&self.snapshots.copies),
             last_stored_at: s.durable_at_us.map(Moment),
             last_seal_at: s.sealed_at_us.map(Moment),
             failing_since: s.failing_since_us.map(Moment),
@@ -184,7 +195,7 @@ impl Monitor {
 
     /// In Prometheus' text format.
     pub fn metrics(&self) -> String {
-        let metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        let metrics = lock(&self.metrics);
         publish(&metrics, &self.document());
         metrics.render()
     }

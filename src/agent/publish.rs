@@ -83,6 +83,14 @@ pub fn publish(metrics: &Metrics, d: &Document) {
     metrics
         .replica_recoverable_until
         .set(seconds(replica.and_then(|r| r.recoverable_until)));
+    metrics.snapshot_lock.set(d.snapshot_lock.as_ref().map(|l| l.seconds));
+    for (part, seconds) in d.snapshot_lock.iter().flat_map(|l| &l.parts) {
+        metrics.snapshot_lock_parts.with_label_values(&[part.as_str()]).set(*seconds);
+    }
+    metrics
+        .snapshot_copies_pending
+        .set(d.snapshot_copies.map(|c| c.pending as f64));
+    metrics.snapshot_copies_failed.set(d.snapshot_copies.map(|c| c.failed as f64));
     let t = &d.totals;
     for (counter, total) in [
         (&metrics.replica_copied_bytes, replica.map_or(0, |r| r.copied_bytes)),

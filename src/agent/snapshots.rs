@@ -37,7 +37,7 @@ use crate::{
     },
 };
 
-use super::{monitor::SnapshotCounts, survey::Look};
+use super::{monitor::SnapshotCounts, survey::Look, volumes::Keeper};
 
 /// The pauses between attempts to make the newest moment recoverable: a server whose binlogs are purged again and again before they
 /// are shipped is not copied all the time.
@@ -62,6 +62,8 @@ pub(super) struct Snapshots {
     pub archive: Archive,
     pub endpoint: Endpoint,
     pub settings: take::Settings,
+    /// None where the clone plugin takes them.
+    pub keeper: Option<Keeper>,
     /// None where it is switched off.
     pub schedule: Option<Schedule>,
     pub standing: watch::Receiver<Standing>,
@@ -143,6 +145,9 @@ impl Snapshots {
                     answered?;
                 }
                 if standing.takes_snapshots {
+                    if let Some(keeper) = &mut self.keeper {
+                        keeper.go_on(server_uuid(&self.endpoint).await?).await?;
+                    }
                     if self.requested(&standing, &mut requests).await? {
                         answering.answered = Some(Instant::now());
                         self.look_again.notify_one();
@@ -151,6 +156,9 @@ impl Snapshots {
                 } else {
                     agenda = Agenda::default();
                     self.counts.next_us.store(0, Ordering::Relaxed);
+                    if let Some(keeper) = &mut self.keeper {
+                        keeper.rest();
+                    }
                 }
                 anyhow::Ok(())
             };
@@ -161,10 +169,10 @@ impl Snapshots {
     }
 
     /// i8: where a gap, or a new root, keeps the newest moment from being recovered, a snapshot begins the window again.
-    async fn answer(&self, standing: &Standing, asked: &mut Option<String>, requests: &mut Requests) -> anyhow::Result<()> {
+    async fn answer(&mut self, standing: &Standing, asked: &mut Option<String>, requests: &mut Requests) -> anyhow::Result<()> {
         if standing.takes_snapshots {
             info!("the newest moment cannot be recovered: taking a snapshot");
-            return self.take(standing, requests).await;
+            return self.take(standing, requests, "gap").await;
         }
         let is_under_way = match asked {
             Some(id) => self.is_under_way(id).await?,
@@ -194,21 +202,21 @@ impl Snapshots {
     }
 
     async fn server_uuid(&self) -> anyhow::Result<Uuid> {
-        Session::connect(&self.endpoint).await?.variables().await?.server_uuid()
+        server_uuid(&self.endpoint).await
     }
 
     /// Takes what is asked for; whether anything was.
-    async fn requested(&self, standing: &Standing, requests: &mut Requests) -> anyhow::Result<bool> {
+    async fn requested(&mut self, standing: &Standing, requests: &mut Requests) -> anyhow::Result<bool> {
         if requests.open(&self.archive).await?.is_empty() || !self.serves_somebody(standing).await? {
             return Ok(false);
         }
-        self.take(standing, requests).await?;
+        self.take(standing, requests, "request").await?;
         Ok(true)
     }
 
     /// Takes the snapshot that the schedule wants, if it is due. What was missed is made up once: how far the schedule is served the store
     /// says, not this process, so that it does not matter who took the last snapshot, or what for.
-    async fn scheduled(&self, standing: &Standing, agenda: &mut Agenda, requests: &mut Requests) -> anyhow::Result<()> {
+    async fn scheduled(&mut self, standing: &Standing, agenda: &mut Agenda, requests: &mut Requests) -> anyhow::Result<()> {
         let Some(schedule) = &self.schedule else { return Ok(()) };
         let now_us = self.archive.clock.now_us();
         if agenda.due_us.is_some_and(|due| now_us < due) || agenda.not_before.is_some_and(|at| Instant::now() < at) {
@@ -241,7 +249,7 @@ impl Snapshots {
             return Ok(());
         }
         info!(due = %Moment(due_us), "a snapshot is due by the schedule");
-        self.take(standing, requests).await?;
+        self.take(standing, requests, "schedule").await?;
         *agenda = Agenda::default();
         Ok(())
     }
@@ -255,19 +263,31 @@ impl Snapshots {
         Ok(path::tip(&timelines).is_some_and(|tip| tip.server_uuid == server_uuid))
     }
 
-    /// One snapshot, which answers whatever is asked for until now.
-    async fn take(&self, standing: &Standing, requests: &mut Requests) -> anyhow::Result<()> {
+    /// One snapshot, which answers whatever is asked for until now. `origin`: why.
+    async fn take(&mut self, standing: &Standing, requests: &mut Requests, origin: &'static str) -> anyhow::Result<()> {
         let open = requests.open(&self.archive).await?;
         let (id, silent) = (request::answer(&self.archive, &open).await?, Progress::silent());
-        let taken = take::take(&self.archive, &self.endpoint, &self.settings, standing, &id, &silent).await;
+        let taken = match &mut self.keeper {
+            Some(keeper) => {
+                let server_uuid = server_uuid(&self.endpoint).await?;
+                keeper.take(server_uuid, self.standing.clone(), &id, origin).await
+            }
+            None => take::take(&self.archive, &self.endpoint, &self.settings, standing, &id, &silent)
+                .await
+                .map(drop),
+        };
         let count = if taken.is_ok() {
             &self.counts.complete
         } else {
             &self.counts.failed
         };
         count.fetch_add(1, Ordering::Relaxed);
-        taken.map(|_| ())
+        taken
     }
+}
+
+async fn server_uuid(endpoint: &Endpoint) -> anyhow::Result<Uuid> {
+    Session::connect(endpoint).await?.variables().await?.server_uuid()
 }
 
 #[cfg(test)]

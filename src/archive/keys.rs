@@ -252,6 +252,11 @@ pub fn fence_key(shard: &Shard, store: &str) -> String {
     format!("{}{hash}.json", fences_prefix(shard))
 }
 
+/// Whoever holds it works on the shard's snapshots of volumes.
+pub fn snapshot_turn_key(shard: &Shard) -> String {
+    format!("{shard}/turns/snapshot.json")
+}
+
 pub fn requests_prefix(shard: &Shard) -> String {
     format!("{shard}/requests/")
 }

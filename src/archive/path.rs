@@ -237,6 +237,9 @@ mod tests {
             stored_bytes: 0,
             stored_sha256: String::new(),
             failure: None,
+            step: None,
+            volumes: Vec::new(),
+            locked_us: None,
         }
     }
 

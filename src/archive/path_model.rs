@@ -139,6 +139,9 @@ impl World {
             stored_bytes: 0,
             stored_sha256: String::new(),
             failure: None,
+            step: None,
+            volumes: Vec::new(),
+            locked_us: None,
         };
         self.snapshots.push((record, server.state()));
     }

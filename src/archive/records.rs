@@ -1,6 +1,6 @@
 //! The archive's JSON objects. Times are µs since the epoch, UTC; GTID sets are MySQL's own texts.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -116,7 +116,8 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A snapshot's record; it changes from `Started` to `Complete` or `Failed`, once.
+/// A snapshot's record. Its state changes from `Started` to `Complete` or `Failed`, once; that of a snapshot of volumes is rewritten for
+/// every step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     pub format: u32,
@@ -127,6 +128,7 @@ pub struct Snapshot {
     pub server_uuid: Uuid,
     pub server_version: String,
     pub started_at_us: i64,
+    /// When it was complete or had failed. Of volumes: when the lock ended under which it was begun; what came later is not in it.
     pub finished_at_us: Option<i64>,
     /// The snapshot holds at least this …
     pub gtids_before: GtidSet,
@@ -137,14 +139,24 @@ pub struct Snapshot {
     pub errant: GtidSet,
     /// Startup variables without which the data does not start.
     pub variables: BTreeMap<String, String>,
+    /// Empty where the data are not in the archive's store.
     pub data_key: String,
     pub data_bytes: u64,
     pub stored_bytes: u64,
-    /// Of the stored object, hexadecimal; empty until complete.
+    /// Of the stored object, hexadecimal; empty until complete, and where there is none.
     pub stored_sha256: String,
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// How far it is; None for a clone, which only its own agent could go on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<Step>,
+    /// What it consists of where it is one of volumes: nothing of it lies in the archive's store then. Empty for a clone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeSnapshot>,
+    /// How long the server was locked, µs; None where it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked_us: Option<u64>,
 }
 
 impl Snapshot {
@@ -165,7 +177,125 @@ pub enum SnapshotState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
+    /// MySQL's clone plugin; the data are one object of the archive's store.
     Clone,
+    /// Snapshots of the EBS volumes that hold the server's files; the data lie in EC2.
+    Ebs,
+}
+
+impl Provider {
+    /// Whether the data are an object of the archive's store.
+    pub fn stores_data(self) -> bool {
+        self == Provider::Clone
+    }
+}
+
+/// How far a snapshot of volumes is. Stored before what it tells of is begun, so that any agent can go on where one died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Step {
+    /// Snapshots may exist under the record's tag, and none of them counts.
+    Started,
+    /// The snapshots that the record names were begun under the lock, and are what it will consist of.
+    Created,
+    /// They are complete in the home region; copies may be missing.
+    Settled,
+    /// Complete in every region.
+    Copied,
+    /// Given up: what bears the record's tag is deleted, also what turns up late.
+    Deleting,
+    /// Given up, and nothing is left.
+    Deleted,
+}
+
+/// The snapshot of one volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSnapshot {
+    /// Of the home region, e.g. `vol-0123456789abcdef0`.
+    pub volume_id: String,
+    /// Where the server had its file system.
+    pub mount_point: PathBuf,
+    /// Its type, e.g. `xfs`.
+    pub filesystem: String,
+    /// Of the disk, where the file system is not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<u32>,
+    pub size_gib: u32,
+    /// The server's folders on it, as absolute paths.
+    pub holds: Vec<HeldFolder>,
+    /// The home region's first.
+    pub copies: Vec<RegionalCopy>,
+}
+
+impl VolumeSnapshot {
+    /// The snapshot's id in a region, where it is complete there.
+    pub fn complete_in(&self, region: &str) -> Option<&str> {
+        let complete = |c: &&RegionalCopy| c.region == region && c.state == CopyState::Complete;
+        self.copies.iter().find(complete)?.snapshot_id.as_deref()
+    }
+}
+
+/// A folder of the server's files.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HeldFolder {
+    pub role: FolderRole,
+    pub path: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FolderRole {
+    Datadir,
+    /// The system tablespace, where it is outside the datadir.
+    System,
+    Redo,
+    Undo,
+    Binlog,
+    /// The doublewrite files, where they are outside the datadir.
+    Doublewrite,
+    /// Tablespaces may lie there (innodb_directories).
+    Tablespaces,
+}
+
+impl fmt::Display for FolderRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FolderRole::Datadir => "datadir",
+            FolderRole::System => "system tablespace",
+            FolderRole::Redo => "redo log",
+            FolderRole::Undo => "undo tablespaces",
+            FolderRole::Binlog => "binlogs",
+            FolderRole::Doublewrite => "doublewrite files",
+            FolderRole::Tablespaces => "tablespaces",
+        })
+    }
+}
+
+/// A volume's snapshot in one region.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionalCopy {
+    pub region: String,
+    /// None until EC2 has answered.
+    pub snapshot_id: Option<String>,
+    pub state: CopyState,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+    /// None where EC2 has not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kms_key: Option<String>,
+    /// When it was last tried to make it, µs; for copies only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried_at_us: Option<i64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CopyState {
+    Pending,
+    Complete,
+    Failed,
 }
 
 /// Asks whichever agent is entitled to take a snapshot.
@@ -174,6 +304,18 @@ pub struct Request {
     pub format: u32,
     pub id: String,
     pub requested_at_us: i64,
+}
+
+/// Who works on the shard's snapshots of volumes. An agent whose turn it is writes this anew all the time; one that does not is dead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    pub format: u32,
+    pub server_uuid: Uuid,
+    /// Made up by the agent, to recognise its own turn after a lost answer.
+    pub nonce: Uuid,
+    pub renewals: u64,
+    /// It was given back: whoever comes next has it.
+    pub free: bool,
 }
 
 /// What a recovery that is under way needs: `prune` leaves it alone until the lease ends.
@@ -212,3 +354,58 @@ pub struct Descent {
 
 /// The name of the [`Descent`] file in a data folder.
 pub const DESCENT_FILE: &str = "mysql-pitr-descent.json";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_from_before_volumes_are_read_and_written_as_they_were() {
+        let gtids = "00000000-0000-0000-0000-000000000001:1-5";
+        let old = serde_json::json!({
+            "format": 1, "id": "s", "state": "complete", "provider": "clone", "timeline": 1, "server_uuid": Uuid::nil(),
+            "server_version": "9.7.4", "started_at_us": 1, "finished_at_us": 2, "gtids_before": gtids, "gtids_after": gtids,
+            "variables": {}, "data_key": "s/data", "data_bytes": 3, "stored_bytes": 4, "stored_sha256": "ab",
+        });
+        let read: Snapshot = serde_json::from_value(old.clone()).unwrap();
+        assert!(read.volumes.is_empty() && read.step.is_none() && read.provider.stores_data());
+        assert_eq!(serde_json::to_value(&read).unwrap(), old);
+    }
+
+    #[test]
+    fn a_copy_counts_where_it_is_complete() {
+        let copy = |region: &str, state| RegionalCopy {
+            region: region.to_owned(),
+            snapshot_id: Some(format!("snap-{region}")),
+            state,
+            failure: None,
+            encrypted: None,
+            kms_key: None,
+            tried_at_us: None,
+        };
+        let volume = VolumeSnapshot {
+            volume_id: "vol-1".to_owned(),
+            mount_point: "/data".into(),
+            filesystem: "xfs".to_owned(),
+            partition: None,
+            size_gib: 8,
+            holds: vec![HeldFolder {
+                role: FolderRole::Datadir,
+                path: "/data/mysql".into(),
+            }],
+            copies: vec![
+                copy("eu-west-1", CopyState::Complete),
+                copy("eu-central-1", CopyState::Pending),
+            ],
+        };
+        assert_eq!(volume.complete_in("eu-west-1"), Some("snap-eu-west-1"));
+        assert_eq!(volume.complete_in("eu-central-1"), None);
+        assert_eq!(volume.complete_in("us-east-1"), None);
+        let text = serde_json::to_string(&volume).unwrap();
+        assert!(
+            text.contains(r#""role":"datadir""#) && text.contains(r#""state":"pending""#),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<VolumeSnapshot>(&text).unwrap(), volume);
+    }
+}

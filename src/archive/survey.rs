@@ -216,7 +216,9 @@ impl Archive {
             .await?;
         let (snapshots, mut faults) = divided(records, |key| Subject::Snapshot(id(key).unwrap_or_default()));
         for snapshot in snapshots.iter().filter(|s| s.gtids_after.is_some()) {
-            let fault = if snapshot.data_key.starts_with(&prefix) {
+            let fault = if !snapshot.provider.stores_data() {
+                None
+            } else if snapshot.data_key.starts_with(&prefix) {
                 let size = objects.iter().find(|o| o.key == snapshot.data_key).map(|o| o.size_bytes);
                 self.size_fault(&snapshot.data_key, snapshot.stored_bytes, size).await?
             } else {

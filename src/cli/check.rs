@@ -11,6 +11,7 @@ use crate::{
         query::Session,
     },
     orchestrator::{Client, judge},
+    snapshot::volumes,
     store::{Checksums, StoreError, StoreOptions, probe},
     support::{
         hint::{hint_of, message},
@@ -52,7 +53,10 @@ async fn server(config: &Config) -> Vec<Check> {
     let looked = async {
         let mut session = Session::connect(&config.endpoint()?).await?;
         let mut checks = preflight::server(&mut session).await?;
-        checks.extend(preflight::clone_plugin(&mut session, &config.snapshot.staging_dir).await?);
+        checks.extend(match config.volumes()? {
+            Some(volumes) => volumes::checks::checks(&volumes, &mut session).await?,
+            None => preflight::clone_plugin(&mut session, &config.snapshot.staging_dir).await?,
+        });
         anyhow::Ok(checks)
     };
     looked.await.unwrap_or_else(|e| {

@@ -219,6 +219,26 @@ fn describe(b: &StoredBinlog, path: Option<&Path>) -> Binlog {
     }
 }
 
+/// How much a complete snapshot is, and where.
+pub(super) fn extent(s: &Snapshot) -> String {
+    if s.provider.stores_data() {
+        return format!(
+            "{} of data, {} stored",
+            human_bytes(s.data_bytes),
+            human_bytes(s.stored_bytes)
+        );
+    }
+    let gib: u64 = s.volumes.iter().map(|v| u64::from(v.size_gib)).sum();
+    let regions = s.volumes.first().map(|v| v.copies.as_slice()).unwrap_or_default();
+    let regions = regions.iter().map(|c| {
+        let complete = s.volumes.iter().all(|v| v.complete_in(&c.region).is_some());
+        let state = if complete { "" } else { " NOT YET" };
+        format!("{}{state}", c.region)
+    });
+    let regions: Vec<String> = regions.collect();
+    format!("EBS volumes of {gib} GiB, complete in {}", regions.join(", "))
+}
+
 fn print_window(window: &Window, gaps: &[Gap], faults: &[String]) {
     match (&window.from, &window.until) {
         (Some(from), Some(until)) if from > until => say!("recoverable: the state at {until}, nothing was committed since"),
@@ -263,11 +283,7 @@ fn print(l: &Listing) {
     say!("\nsnapshots");
     for s in &l.snapshots {
         let state = match s.state {
-            SnapshotState::Complete => format!(
-                "{} of data, {} stored",
-                human_bytes(s.data_bytes),
-                human_bytes(s.stored_bytes)
-            ),
+            SnapshotState::Complete => extent(s),
             SnapshotState::Started => "being taken".to_owned(),
             SnapshotState::Failed => format!("FAILED: {}", s.failure.as_deref().unwrap_or_default()),
         };

@@ -16,6 +16,7 @@ use crate::{
         recover,
         report::{ArchivePlace, Report},
         target::{Flags, Target, parse_position},
+        volumes,
     },
     retention::lease::Held,
     support::{
@@ -72,6 +73,9 @@ pub struct Args {
     /// Throw away what an interrupted recovery left in the target folder, and begin with the snapshot.
     #[arg(long)]
     restart: bool,
+    /// Where the recovery fails, leave the EBS volumes that it made: the same command then goes on with them.
+    #[arg(long)]
+    keep_volume: bool,
     /// Read and check every table before the server is handed over: CHECK TABLE, row counts and checksums.
     #[arg(long, value_name = "WHAT")]
     verify: Option<Verify>,
@@ -100,7 +104,7 @@ Examples:
   mysql-pitr recover --latest --dry-run";
 
 impl Args {
-    fn request(&self) -> anyhow::Result<Request> {
+    fn request(&self, config: &Config) -> anyhow::Result<Request> {
         let flags = Flags {
             latest: self.latest,
             time: self.target_time,
@@ -115,6 +119,7 @@ impl Args {
             timeline: self.timeline,
             skip: self.skip_gtid.iter().copied().collect(),
             latest_possible: self.latest_possible,
+            reach: Some(config.recover.volume.reach()),
         })
     }
 }
@@ -153,7 +158,7 @@ fn write_report(args: &Args, report: &Report) -> anyhow::Result<()> {
 }
 
 async fn show_plan(args: &Args, config: &Config) -> anyhow::Result<()> {
-    let request = args.request()?;
+    let request = args.request(config)?;
     let archive = agent::archive(config).await?;
     let progress = Progress::new(args.json);
     progress.phase("planning");
@@ -174,7 +179,7 @@ async fn attempt(
     report: &mut Report,
 ) -> anyhow::Result<Recovered> {
     let began_us = now_us();
-    let request = args.request()?;
+    let request = args.request(config)?;
     let archive = agent::archive(config).await?;
     report.archive = Some(ArchivePlace::of(&archive));
     let progress = Progress::new(args.json);
@@ -214,6 +219,7 @@ async fn attempt(
     }
     report.plan = Some(summary);
     let section = &config.recover;
+    let (device_dir, device_timeout) = section.volume.devices();
     let settings = Settings {
         mysqld: section.mysqld.clone(),
         user: section.user.clone(),
@@ -221,6 +227,13 @@ async fn attempt(
         target_dir,
         restart: args.restart,
         verify_tables: args.verify == Some(Verify::Tables),
+        volumes: volumes::Settings {
+            reach: section.volume.reach(),
+            shape: section.volume.shape(),
+            device_dir,
+            device_timeout,
+            keep: args.keep_volume,
+        },
     };
     // One that fails keeps its lease until that expires: the same command goes on with what was done.
     let mut recovered = recover(&archive, &plan, &settings, &progress, course).await?;
@@ -242,6 +255,13 @@ async fn attempt(
 fn print(r: &Recovered) {
     const MS_PER_S: f64 = 1000.0;
     say!("recovered {}", r.target_dir.display());
+    if let Some(volume) = &r.volume {
+        let (id, device) = (&volume.volume_id, volume.device.display());
+        say!(
+            "  volume        {id} ({device}, {}), mounted there until the machine restarts",
+            volume.filesystem
+        );
+    }
     if let Some(time) = &r.recovered_to {
         say!("  to            {time} (commit of the last transaction)");
     }

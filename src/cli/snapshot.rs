@@ -2,18 +2,28 @@
 
 use crate::{
     agent,
-    archive::{listing::Archive, records::Snapshot},
-    config::Config,
-    mysql::query::Session,
-    ship::catalog::StateLock,
-    snapshot::{request, take},
-    support::{
-        hint::with_hint,
-        progress::{Progress, human_bytes},
+    archive::{
+        listing::Archive,
+        records::{Snapshot, Step},
     },
+    config::Config,
+    mysql::{endpoint::Endpoint, query::Session},
+    ship::{catalog::StateLock, standing::Standing},
+    snapshot::{
+        request, take,
+        turn::Turns,
+        volumes::{self, take::Job},
+    },
+    support::{hint::with_hint, progress::Progress},
 };
 
-use super::output::{self, say};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::{
+    list::extent,
+    output::{self, say},
+};
 
 /// Take a snapshot now: by the agent that is entitled, which is asked in the bucket; on a node without an agent, alone
 #[derive(Debug, clap::Args)]
@@ -79,8 +89,7 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     if args.json {
         return output::json(&snapshot);
     }
-    let (data, stored) = (human_bytes(snapshot.data_bytes), human_bytes(snapshot.stored_bytes));
-    say!("snapshot {} is complete: {data} of data, {stored} stored", snapshot.id);
+    say!("snapshot {} is complete: {}", snapshot.id, extent(&snapshot));
     if !snapshot.errant.is_empty() {
         say!(
             "it holds transactions that its server, a replica, executed by itself and that are in nobody's history: {}",
@@ -91,7 +100,7 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
 }
 
 async fn alone(archive: &Archive, config: &Config, progress: &Progress) -> anyhow::Result<Snapshot> {
-    let (endpoint, settings) = (config.endpoint()?, agent::snapshot_settings(config));
+    let (endpoint, settings) = (config.endpoint()?, agent::snapshot_settings(config)?);
     let standing = agent::role::look_once(&endpoint, config.orchestrator()?).await?;
     if !standing.takes_snapshots {
         let e = anyhow::anyhow!("the shard's snapshots are not for the server at {} to take", endpoint.address);
@@ -104,5 +113,47 @@ async fn alone(archive: &Archive, config: &Config, progress: &Progress) -> anyho
     }
     let server_uuid = Session::connect(&endpoint).await?.variables().await?.server_uuid()?;
     take::sweep(archive, &settings, server_uuid).await?;
+    if let Some(volumes) = &settings.volumes {
+        return of_volumes(archive, &endpoint, &settings, volumes, standing, server_uuid, progress).await;
+    }
     take::take(archive, &endpoint, &settings, &standing, &take::new_id(), progress).await
+}
+
+/// Waits for copies in another region, too: there is no agent that would.
+async fn of_volumes(
+    archive: &Archive,
+    endpoint: &Endpoint,
+    settings: &take::Settings,
+    volumes: &volumes::Settings,
+    standing: Standing,
+    server_uuid: Uuid,
+    progress: &Progress,
+) -> anyhow::Result<Snapshot> {
+    let turns = Turns::new(archive.clone(), volumes.term);
+    let Some(turn) = turns.take(server_uuid).await? else {
+        let e = anyhow::anyhow!("another server's agent works on the shard's snapshots");
+        return Err(with_hint(e, "wait for it, or ask it for a snapshot: --no-wait"));
+    };
+    // Nobody asks Orchestrator again: the sender is gone.
+    let (_, roles) = watch::channel(standing);
+    let id = take::new_id();
+    let job = Job {
+        archive,
+        endpoint,
+        settings: volumes,
+        accept_empty: &settings.accept_empty,
+        roles,
+        turn: &turn,
+        id: &id,
+        origin: "command",
+        progress,
+    };
+    let taken = async {
+        volumes::take::take(&job).await?;
+        let is_over = |s: &Snapshot| s.step == Some(Step::Copied) || volumes::outstanding([s]).failed > 0;
+        volumes::take::follow(&job, &id, is_over).await
+    };
+    let taken = taken.await;
+    turn.give_back().await;
+    taken
 }

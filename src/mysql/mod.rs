@@ -3,6 +3,7 @@
 
 pub mod dump;
 pub mod endpoint;
+pub mod freeze;
 pub mod login;
 pub mod preflight;
 pub mod process;

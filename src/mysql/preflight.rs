@@ -247,6 +247,18 @@ async fn privileges(session: &mut Session) -> anyhow::Result<Check> {
     })
 }
 
+/// What locking the server for a snapshot of its volumes needs beyond the rest.
+pub async fn lock_privileges(session: &mut Session) -> anyhow::Result<Check> {
+    const NAME: &str = "lock privileges";
+    let (user,): (String,) = session.one("SELECT CURRENT_USER()").await?;
+    Ok(if global_privileges(session).await?.iter().any(|p| p == "RELOAD") {
+        Check::ok(NAME, user)
+    } else {
+        let grant = format!("GRANT RELOAD ON *.* TO {}", quoted(&user));
+        Check::failed(NAME, format!("{user} lacks RELOAD"), grant)
+    })
+}
+
 async fn global_privileges(session: &mut Session) -> anyhow::Result<Vec<String>> {
     let rows: Vec<(String,)> = session
         .rows(

@@ -5,7 +5,12 @@
 //! server_id is random: transactions that carry the replica's own would be skipped. Nobody knows the passwords in the
 //! data, so an init file makes an account for us; `finish` drops it.
 
-use std::{fs::Permissions, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{
+    fs::Permissions,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context;
 use rand::Rng;
@@ -45,12 +50,23 @@ const RELAY_LOG_FILE_BYTES: u64 = 256 << 20;
 const VERSION_MIN: u32 = 80_026;
 
 /// For what the server is started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Purpose {
+    /// To recover from the crash that a copy of volumes is, by the copied server's own binlogs.
+    CrashRecovery { log_bin: Option<LogBin> },
     /// Durability is relaxed: the snapshot is the safety net.
     Replay { workers: u16 },
     /// With the server's own durability, to see that it starts and holds what it should.
     Verify,
+}
+
+/// Binlogs that a server goes on with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogBin {
+    /// Without their numbers.
+    pub base: PathBuf,
+    /// Names each of them.
+    pub index: PathBuf,
 }
 
 pub struct Instance {
@@ -63,9 +79,10 @@ impl Instance {
     pub async fn start(mysqld: &Path, workdir: &Workdir, snapshot: &Snapshot, purpose: Purpose) -> anyhow::Result<Instance> {
         let password = Secret::random();
         let init_file = workdir.scratch().join("init.sql");
-        // Without a binlog these take no GTID.
+        // What is not logged takes no GTID.
         let statements = format!(
-            "DROP USER IF EXISTS '{ACCOUNT}'@'localhost';\n\
+            "SET sql_log_bin = 0;\n\
+             DROP USER IF EXISTS '{ACCOUNT}'@'localhost';\n\
              CREATE USER '{ACCOUNT}'@'localhost' IDENTIFIED WITH caching_sha2_password BY '{}';\n\
              GRANT ALL ON *.* TO '{ACCOUNT}'@'localhost' WITH GRANT OPTION;\n",
             password.reveal()
@@ -80,7 +97,7 @@ impl Instance {
             tls: Tls::Disabled,
         };
         let (user, log) = (workdir.run_as().and_then(RunAs::ids), workdir.scratch().join("mysqld.log"));
-        let mut server = Mysqld::spawn_as(user, mysqld, &arguments(workdir, snapshot, purpose), &log)?;
+        let mut server = Mysqld::spawn_as(user, mysqld, &arguments(workdir, snapshot, &purpose), &log)?;
         let ready = server.wait_ready(&endpoint, START_TIMEOUT).await;
         let removed = std::fs::remove_file(&init_file);
         let session = ready?;
@@ -128,7 +145,7 @@ impl Instance {
     }
 }
 
-fn arguments(workdir: &Workdir, snapshot: &Snapshot, purpose: Purpose) -> Vec<String> {
+fn arguments(workdir: &Workdir, snapshot: &Snapshot, purpose: &Purpose) -> Vec<String> {
     let scratch = workdir.scratch();
     let scratch = scratch.display();
     let mut arguments: Vec<String> = vec![
@@ -153,7 +170,6 @@ fn arguments(workdir: &Workdir, snapshot: &Snapshot, purpose: Purpose) -> Vec<St
             "--persisted-globals-load=OFF",
             "--skip-networking",
             "--loose-mysqlx=OFF",
-            "--skip-log-bin",
             "--skip-replica-start",
             "--event-scheduler=OFF",
             "--gtid-mode=ON",
@@ -173,6 +189,17 @@ fn arguments(workdir: &Workdir, snapshot: &Snapshot, purpose: Purpose) -> Vec<St
         if let Some(value) = snapshot.variables.get(variable) {
             arguments.push(format!("--{option}={value}"));
         }
+    }
+    match purpose {
+        Purpose::CrashRecovery {
+            log_bin: Some(LogBin { base, index }),
+        } => arguments.extend([
+            format!("--log-bin={}", base.display()),
+            format!("--log-bin-index={}", index.display()),
+            // They are needed for as long as this takes.
+            "--binlog-expire-logs-seconds=0".into(),
+        ]),
+        _ => arguments.push("--skip-log-bin".into()),
     }
     if let Purpose::Replay { workers } = purpose {
         arguments.extend([

@@ -61,7 +61,7 @@ impl Intent {
 #[serde(rename_all = "kebab-case")]
 pub enum Reached {
     Begun,
-    /// The data folder is the snapshot, or the snapshot and a part of the replay.
+    /// The data folder is the snapshot, or the snapshot and a part of the replay. Of a snapshot of volumes: it came up, and was shut down.
     Unpacked,
     /// The planned set, shut down cleanly and flushed to disk.
     Replayed,
@@ -147,6 +147,13 @@ impl Journal {
         self.boot_id = boot_id;
         Ok(lost)
     }
+}
+
+/// Whether the recovery in the working folder was replaying when the machine was started anew: pages may be half written.
+pub fn was_torn(work: &Path) -> anyhow::Result<bool> {
+    let left = Journal::read(work)?;
+    let boot_id = boot_id()?;
+    Ok(left.is_some_and(|j| j.reached == Reached::Unpacked && j.boot_id != boot_id))
 }
 
 fn boot_id() -> anyhow::Result<String> {

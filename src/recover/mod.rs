@@ -1,6 +1,7 @@
 //! Recovery: a plan that can be read, then its phases in order. `docs/architecture.md` tells why each is as it is.
 
 mod applier;
+mod crash;
 pub mod diverged;
 mod instance;
 mod journal;
@@ -15,6 +16,7 @@ pub mod summary;
 mod tables;
 pub mod target;
 mod verify;
+pub mod volumes;
 pub mod window;
 mod workdir;
 

@@ -6,7 +6,7 @@ use crate::{
     archive::{
         listing::{Archive, Form, covered_end},
         path::{Path, PathError, Unfit},
-        records::{Snapshot, SnapshotState},
+        records::{Provider, Snapshot, SnapshotState},
         survey::{Subject, Survey},
     },
     binlog::gtid::GtidSet,
@@ -15,6 +15,7 @@ use crate::{
         clock,
         hint::{message, with_hint},
     },
+    volume::{disks::Reach, ebs},
 };
 
 use super::{
@@ -36,6 +37,8 @@ pub struct Request {
     pub skip: GtidSet,
     /// Whether the last recoverable state before the target will do.
     pub latest_possible: bool,
+    /// Of the machine that recovers: snapshots of volumes must be there. None where that is not looked at.
+    pub reach: Option<Reach>,
 }
 
 impl Request {
@@ -45,6 +48,7 @@ impl Request {
             timeline: None,
             skip: GtidSet::new(),
             latest_possible: false,
+            reach: None,
         }
     }
 }
@@ -105,6 +109,7 @@ pub async fn plan(archive: &Archive, request: &Request) -> anyhow::Result<Plan> 
         survey: &survey,
         path: &path,
         binlogs: &binlogs,
+        region: region(request, &survey).await,
     };
     let snapshots = fit_for_all(&path, &survey, &request.skip);
     let (mut cut, mut first): (Option<(usize, String)>, Option<anyhow::Error>) = (None, None);
@@ -153,6 +158,7 @@ pub(super) fn assemble(
         survey,
         path,
         binlogs,
+        region: Region::Any,
     };
     maker.make(resolved).map_err(|obstacle| obstacle.error)
 }
@@ -187,11 +193,58 @@ pub(super) fn find_path(archive: &Archive, survey: &Survey, wanted: Option<u32>)
     })
 }
 
+/// Where snapshots of volumes are to be.
+enum Region {
+    /// That is not looked at.
+    Any,
+    /// Nobody says where this machine is.
+    Unknown,
+    In(String),
+}
+
+async fn region(request: &Request, survey: &Survey) -> Region {
+    let is_needed = survey.snapshots.iter().any(|s| s.provider == Provider::Ebs);
+    let Some(reach) = request.reach.as_ref().filter(|_| is_needed) else {
+        return Region::Any;
+    };
+    ebs::region(reach).await.map_or(Region::Unknown, Region::In)
+}
+
+impl Region {
+    /// Why a snapshot cannot be had.
+    fn lacks(&self, snapshot: &Snapshot) -> Option<String> {
+        let region = match self {
+            _ if snapshot.provider.stores_data() => return None,
+            Region::Any => return None,
+            Region::Unknown => {
+                return Some("it is of EBS volumes, and nobody says in which AWS region this machine is".to_owned());
+            }
+            Region::In(region) => region,
+        };
+        let missing = snapshot.volumes.iter().find(|v| v.complete_in(region).is_none())?;
+        let (volume, copy) = (&missing.volume_id, missing.copies.iter().find(|c| c.region == *region));
+        Some(match copy {
+            Some(copy) => match &copy.failure {
+                Some(why) => format!("its copy of volume {volume} in {region} failed: {why}"),
+                None => format!("its copy of volume {volume} in {region} is not complete"),
+            },
+            None => {
+                let regions: Vec<&str> = missing.copies.iter().map(|c| c.region.as_str()).collect();
+                format!(
+                    "it has no copy of volume {volume} in {region}, only in {}",
+                    regions.join(", ")
+                )
+            }
+        })
+    }
+}
+
 struct Maker<'a> {
     request: &'a Request,
     survey: &'a Survey,
     path: &'a Path,
     binlogs: &'a [PathBinlog],
+    region: Region,
 }
 
 impl Maker<'_> {
@@ -311,13 +364,25 @@ impl Maker<'_> {
         let serving = fitness.iter().filter(|(_, fit)| fit.is_ok()).map(|(s, _)| *s);
         let best = serving
             .clone()
-            .filter(|s| whole(s))
+            .filter(|s| whole(s) && self.region.lacks(s).is_none())
             .max_by_key(|s| (s.history_count(), s.started_at_us));
         let Some(best) = best else {
-            let damaged = serving.max_by_key(|s| s.history_count());
-            return Err(match damaged.and_then(|s| self.survey.fault_of_snapshot(&s.id)) {
-                Some(fault) => fault.error(),
-                None => self.nothing_serves(&fitness),
+            let nearest = serving.max_by_key(|s| s.history_count());
+            let fault = nearest.and_then(|s| self.survey.fault_of_snapshot(&s.id));
+            let elsewhere = nearest.and_then(|s| Some((s, self.region.lacks(s)?)));
+            return Err(match (fault, elsewhere) {
+                (Some(fault), _) => fault.error(),
+                (None, Some((snapshot, why))) => {
+                    let e = anyhow!(
+                        "no snapshot that serves the target can be had here; the nearest is {}: {why}",
+                        snapshot.id
+                    );
+                    with_hint(
+                        e,
+                        "wait for the copy, or recover in the region that has one: `mysql-pitr list` says which",
+                    )
+                }
+                (None, None) => self.nothing_serves(&fitness),
             });
         };
         let mut passed_over = Vec::new();
@@ -326,7 +391,7 @@ impl Maker<'_> {
                 Err(unfit) => unfit.to_string(),
                 Ok(()) => match self.survey.fault_of_snapshot(&snapshot.id) {
                     Some(fault) => fault.what.clone(),
-                    None => HOLDS_LESS.to_owned(),
+                    None => self.region.lacks(snapshot).unwrap_or_else(|| HOLDS_LESS.to_owned()),
                 },
             };
             if snapshot.id != best.id {

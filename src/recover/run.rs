@@ -28,6 +28,7 @@ use crate::{
 };
 
 use super::{
+    crash::{crash_recover, forget_copied_server},
     instance::{Instance, Purpose, RELAY_LOG_BYTES_MAX, check_version},
     journal::{Intent, Reached},
     plan::Plan,
@@ -35,7 +36,8 @@ use super::{
     run_as::RunAs,
     tables::CheckedTable,
     verify::{Verified, verify},
-    workdir::Workdir,
+    volumes::{self, OnVolume, Volumes},
+    workdir::{Source, Workdir},
 };
 
 /// What the redo log and what is replayed take beside the snapshot's data and the relay logs: a floor, not a promise.
@@ -55,12 +57,17 @@ pub struct Settings {
     /// Throw away what an interrupted recovery left in the target.
     pub restart: bool,
     pub verify_tables: bool,
+    /// For snapshots of EBS volumes.
+    pub volumes: volumes::Settings,
 }
 
 /// What was recovered.
 #[derive(Debug, Clone, Serialize)]
 pub struct Recovered {
     pub target_dir: PathBuf,
+    /// Mounted there, where it was made for this recovery.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume: Option<OnVolume>,
     pub server_uuid: Uuid,
     pub gtid_executed: GtidSet,
     /// The commit time of the last transaction that the server holds; none where nothing was replayed.
@@ -156,23 +163,72 @@ pub async fn recover(
         .map_or(&plan.snapshot.server_version, |leg| &leg.binlog.opening.server_version);
     check_version(&settings.mysqld, newest).await?;
     let run_as = RunAs::find(settings.user.as_deref())?;
+    if plan.snapshot.provider.stores_data() {
+        return recover_into(archive, plan, settings, progress, course, run_as, None).await;
+    }
+    let (snapshot, target) = (&plan.snapshot, &settings.target_dir);
+    let mut volumes = Volumes::open(archive, snapshot, target, &settings.volumes, settings.restart, progress).await?;
+    let recovered = async {
+        volumes.mount(archive, snapshot, progress).await?;
+        course.end("volume");
+        recover_into(archive, plan, settings, progress, course, run_as, Some(&mut volumes)).await
+    };
+    match recovered.await {
+        Ok(mut recovered) => {
+            recovered.volume = Some(volumes.end()?);
+            Ok(recovered)
+        }
+        Err(e) => {
+            volumes.end_failed(progress).await;
+            Err(e)
+        }
+    }
+}
+
+/// The phases that are the same wherever the data come from.
+async fn recover_into(
+    archive: &Archive,
+    plan: &Plan,
+    settings: &Settings,
+    progress: &Progress,
+    course: &mut Course,
+    run_as: Option<RunAs>,
+    mut volumes: Option<&mut Volumes>,
+) -> anyhow::Result<Recovered> {
     let intent = Intent::of(archive, plan);
     let note = |text: String| course.warn(progress, text);
-    let mut workdir = Workdir::open(&settings.target_dir, run_as, intent, settings.restart, note)?;
+    // Of volumes nothing is left by now that is not to be taken up.
+    let (source, restart) = match volumes {
+        Some(_) => (Source::Volume, false),
+        None => (Source::Archive, settings.restart),
+    };
+    let mut workdir = Workdir::open(&settings.target_dir, run_as, intent, source, restart, note)?;
     if workdir.reached() > Reached::Begun {
         course.resumed_after = Some(workdir.reached());
         progress.note(&format!("going on with the recovery that began at {}", workdir.begun_at()));
     }
-    match make(archive, plan, settings, progress, &mut workdir, course).await {
+    let made = make(
+        archive,
+        plan,
+        settings,
+        progress,
+        &mut workdir,
+        course,
+        volumes.as_deref_mut(),
+    );
+    match made.await {
         Ok((verified, replayed)) => {
             progress.phase("moving the files into place");
+            volumes.as_deref_mut().map_or(Ok(()), Volumes::finishing)?;
             workdir.finish()?;
             course.end("finish");
             Ok(report(plan, settings, verified, &replayed, course))
         }
         Err(e) => {
             let e = explain_full_disk(e, &workdir);
-            if workdir.reached() == Reached::Begun {
+            if volumes.is_some() {
+                // They are kept or given back as a whole.
+            } else if workdir.reached() == Reached::Begun {
                 workdir.discard().await;
             } else {
                 progress.note("what was done so far is kept: the same command goes on with it, --restart begins anew");
@@ -190,6 +246,7 @@ async fn make(
     progress: &Progress,
     workdir: &mut Workdir,
     course: &mut Course,
+    mut volumes: Option<&mut Volumes>,
 ) -> anyhow::Result<(Verified, Replayed)> {
     let mut replayed = Replayed::default();
     let lacks_proof = settings.verify_tables && workdir.verified().is_some_and(|v| v.tables.is_none());
@@ -201,8 +258,23 @@ async fn make(
         ensure_room(plan, workdir)?;
     }
     if workdir.reached() == Reached::Begun {
-        unpack(archive, plan, progress, workdir).await?;
-        course.end("unpack");
+        match &volumes {
+            None => {
+                unpack(archive, plan, progress, workdir).await?;
+                course.end("unpack");
+            }
+            Some(volumes) => {
+                crash_recover(settings, plan, workdir, volumes, progress).await?;
+                workdir.unpacked()?;
+                course.end("crash recovery");
+            }
+        }
+    }
+    if let Some(volumes) = volumes.as_deref_mut().filter(|_| workdir.reached() == Reached::Unpacked) {
+        if let Some(text) = forget_copied_server(&plan.snapshot, workdir, volumes)? {
+            course.warn(progress, text);
+        }
+        volumes.release_others().await?;
     }
     if workdir.reached() == Reached::Unpacked {
         let resumed = course.resumed_after.is_some();
@@ -270,6 +342,7 @@ async fn unpack(archive: &Archive, plan: &Plan, progress: &Progress, workdir: &m
 fn report(plan: &Plan, settings: &Settings, verified: Verified, replayed: &Replayed, course: &Course) -> Recovered {
     Recovered {
         target_dir: settings.target_dir.clone(),
+        volume: None,
         server_uuid: verified.server_uuid,
         gtid_executed: plan.target_gtids.clone(),
         recovered_to: plan.last.as_ref().map(|stop| clock::format_utc(stop.commit_us)),
@@ -291,8 +364,13 @@ fn report(plan: &Plan, settings: &Settings, verified: Verified, replayed: &Repla
 
 fn ensure_room(plan: &Plan, workdir: &Workdir) -> anyhow::Result<()> {
     let replayed: u64 = plan.legs.iter().map(|leg| leg.binlog.bytes()).sum();
+    let is_on_volume = !plan.snapshot.provider.stores_data();
     let is_unpacked = workdir.reached() >= Reached::Unpacked;
-    let data = if is_unpacked { 0 } else { plan.snapshot.data_bytes };
+    let data = if is_unpacked || is_on_volume {
+        0
+    } else {
+        plan.snapshot.data_bytes
+    };
     let needed = data + replayed.min(RELAY_LOG_BYTES_MAX) + HEADROOM_BYTES;
     let free = free_bytes(&workdir.data())?;
     if free < needed {
@@ -303,7 +381,9 @@ fn ensure_room(plan: &Plan, workdir: &Workdir) -> anyhow::Result<()> {
             human_bytes(needed),
             if is_unpacked { " to go on" } else { "" }
         );
-        return Err(e).hint(if is_unpacked {
+        return Err(e).hint(if is_on_volume {
+            "the volume is as large as the copied server's: give --keep-volume, let it and its file system grow, and start the same command again"
+        } else if is_unpacked {
             "make room on its volume, and start the same command again: it goes on where it was"
         } else {
             "choose a larger volume for --target-dir"

@@ -39,6 +39,9 @@ pub struct Summary {
     pub snapshot_taken_at: String,
     pub snapshot_stored_bytes: u64,
     pub snapshot_data_bytes: u64,
+    /// Of EBS volumes: their size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot_volumes_gib: Option<u64>,
     pub snapshot_reason: String,
     pub snapshots_passed_over: Vec<PassedOver>,
     /// What of `target_gtids` is in nobody's history.
@@ -144,6 +147,14 @@ impl Plan {
             .iter()
             .filter(|p| p.reason == super::plan::HOLDS_LESS)
             .count();
+        let is_of_volumes = !self.snapshot.provider.stores_data();
+        let volumes_gib = is_of_volumes.then(|| self.snapshot.volumes.iter().map(|v| u64::from(v.size_gib)).sum());
+        let mut estimate = Estimate::of(self.snapshot.data_bytes, replay_gtids_max, binlog_bytes);
+        if is_of_volumes {
+            estimate
+                .basis
+                .push_str("; what EC2 takes to make the volumes, and to fetch each block when it is first read, is not in it");
+        }
         Summary {
             target: self.target.to_string(),
             shortfall: self.shortfall.clone(),
@@ -154,6 +165,7 @@ impl Plan {
             snapshot_taken_at: clock::format_utc(self.snapshot.finished_at_us.unwrap_or(self.snapshot.started_at_us)),
             snapshot_stored_bytes: self.snapshot.stored_bytes,
             snapshot_data_bytes: self.snapshot.data_bytes,
+            snapshot_volumes_gib: volumes_gib,
             snapshot_reason: format!(
                 "it holds {} of the target's {} transactions, {}",
                 self.snapshot.history_count(),
@@ -175,7 +187,7 @@ impl Plan {
             first_transaction_left_out: self.first_left_out.as_ref().map(SummaryStop::from),
             gaps: self.gaps.clone(),
             diverged: self.diverged.clone(),
-            estimate: Estimate::of(self.snapshot.data_bytes, replay_gtids_max, binlog_bytes),
+            estimate,
             warnings: self.warnings.clone(),
         }
     }
@@ -235,7 +247,10 @@ impl Summary {
             "snapshot      {} of timeline {} ({}, complete at {}): {}",
             self.snapshot,
             self.snapshot_timeline,
-            human_bytes(self.snapshot_stored_bytes),
+            self.snapshot_volumes_gib.map_or_else(
+                || human_bytes(self.snapshot_stored_bytes),
+                |gib| format!("EBS volumes of {gib} GiB")
+            ),
             self.snapshot_taken_at,
             self.snapshot_reason
         )?;

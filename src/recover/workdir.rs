@@ -43,10 +43,20 @@ pub struct Workdir {
     run_as: Option<RunAs>,
     /// Whether the target folder was not there before.
     created: bool,
+    source: Source,
     journal: Journal,
     sockets: SocketFolder,
     /// Held until this process ends, however it ends.
     _lock: File,
+}
+
+/// Where the data folder's contents come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Unpacked from the archive's store.
+    Archive,
+    /// There already, on a volume made for this recovery.
+    Volume,
 }
 
 impl Workdir {
@@ -59,6 +69,7 @@ impl Workdir {
         target: &Path,
         run_as: Option<RunAs>,
         intent: Intent,
+        source: Source,
         restart: bool,
         mut note: impl FnMut(String),
     ) -> anyhow::Result<Workdir> {
@@ -113,6 +124,7 @@ impl Workdir {
             target,
             run_as,
             created,
+            source,
             journal,
             sockets,
             _lock: lock,
@@ -128,12 +140,16 @@ impl Workdir {
     /// Empty folders, and the intent before them.
     fn begin_anew(&self) -> anyhow::Result<()> {
         self.journal.write(&self.work())?;
-        for folder in [self.data(), self.scratch()] {
+        let folders: &[PathBuf] = match self.source {
+            Source::Archive => &[self.data(), self.scratch()],
+            Source::Volume => &[self.scratch()],
+        };
+        for folder in folders {
             if folder.exists() {
-                fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+                fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
             }
-            make_folder(&folder)?;
-            self.own(&folder)?;
+            make_folder(folder)?;
+            self.own(folder)?;
         }
         Ok(())
     }
@@ -186,7 +202,7 @@ impl Workdir {
     }
 
     fn work(&self) -> PathBuf {
-        self.target.join(WORK)
+        work_of(&self.target)
     }
 
     pub fn target(&self) -> &Path {
@@ -194,7 +210,7 @@ impl Workdir {
     }
 
     pub fn data(&self) -> PathBuf {
-        self.work().join("data")
+        data_of(&self.target)
     }
 
     /// For relay logs, the init file and the error log: on the target's volume, and gone with the working folder.
@@ -217,6 +233,7 @@ impl Workdir {
 
     /// Gives everything below the data folder to mysqld's user.
     pub fn own_data(&self) -> anyhow::Result<()> {
+        self.own(&self.data())?;
         let mut folders = vec![self.data()];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder)? {
@@ -279,19 +296,34 @@ impl Workdir {
     }
 }
 
+/// The working folder of a recovery into `target`.
+pub fn work_of(target: &Path) -> PathBuf {
+    target.join(WORK)
+}
+
+/// In which the server's data come to be.
+pub fn data_of(target: &Path) -> PathBuf {
+    work_of(target).join("data")
+}
+
+/// Whether a name in the target is none of a server's.
+pub fn is_not_data(name: &OsStr) -> bool {
+    name == WORK || name == "lost+found"
+}
+
 /// What is in the target beside the working folder.
-fn first_entry(target: &Path) -> anyhow::Result<Option<OsString>> {
+pub fn first_entry(target: &Path) -> anyhow::Result<Option<OsString>> {
     let entries = fs::read_dir(target).with_context(|| format!("cannot read the target folder {}", target.display()))?;
     for entry in entries {
         let name = entry?.file_name();
-        if name != WORK && name != "lost+found" {
+        if !is_not_data(&name) {
             return Ok(Some(name));
         }
     }
     Ok(None)
 }
 
-fn ensure_empty(target: &Path, occupied: Option<&OsStr>) -> anyhow::Result<()> {
+pub fn ensure_empty(target: &Path, occupied: Option<&OsStr>) -> anyhow::Result<()> {
     let Some(name) = occupied else { return Ok(()) };
     let e = anyhow!(
         "the target folder {} is not empty: it holds {}",
@@ -306,7 +338,7 @@ fn make_folder(folder: &Path) -> anyhow::Result<()> {
     made.with_context(|| format!("cannot create {}", folder.display()))
 }
 
-fn lock(work: &Path, target: &Path) -> anyhow::Result<File> {
+pub fn lock(work: &Path, target: &Path) -> anyhow::Result<File> {
     let path = work.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     match file.try_lock() {
@@ -359,7 +391,7 @@ mod tests {
     const GTIDS: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5";
 
     fn open(target: &Path, restart: bool) -> anyhow::Result<Workdir> {
-        Workdir::open(target, None, intent(GTIDS), restart, |_| {})
+        Workdir::open(target, None, intent(GTIDS), Source::Archive, restart, |_| {})
     }
 
     fn names(folder: &Path) -> Vec<OsString> {
@@ -428,7 +460,7 @@ mod tests {
         open(dir.path(), false).unwrap().unpacked().unwrap();
         let mut other = intent(GTIDS);
         other.snapshot = "another".into();
-        let error = Workdir::open(dir.path(), None, other, false, |_| {}).unwrap_err();
+        let error = Workdir::open(dir.path(), None, other, Source::Archive, false, |_| {}).unwrap_err();
         let text = crate::support::hint::render(&error);
         assert!(
             text.contains("holds another recovery that did not finish: it is of snapshot one to"),

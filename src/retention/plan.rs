@@ -18,7 +18,7 @@ use crate::{
         keys::{self, BinlogPlace, Shard, TailKey},
         listing::{Form, StoredBinlog},
         path::{Path, PathError},
-        records::{LeasedPart, Snapshot, SnapshotState, Timeline},
+        records::{LeasedPart, Snapshot, SnapshotState, Step, Timeline},
         survey::Subject,
     },
     binlog::gtid::GtidSet,
@@ -138,6 +138,7 @@ pub fn plan(shard: &Shard, holdings: &Holdings, rules: &Rules, now_us: i64) -> a
         }
     }
     plan.deletions = planner.deletions();
+    plan.warnings.extend(planner.stay_in_ec2());
     Ok(plan)
 }
 
@@ -329,6 +330,8 @@ impl<'a> Planner<'a> {
                     return None;
                 }
                 SnapshotState::Started => return None,
+                // Without the record nobody would find what lies in EC2.
+                _ if s.step.is_some_and(|step| step != Step::Deleted) => return None,
                 SnapshotState::Failed => "it failed",
                 SnapshotState::Complete => "no rule keeps it",
             };
@@ -338,6 +341,29 @@ impl<'a> Planner<'a> {
             self.deletion(Kind::Snapshot, s.id.clone(), reason, ordered)
         });
         old.collect()
+    }
+
+    /// Snapshots of volumes that no rule keeps: they are deleted in EC2, not here.
+    fn stay_in_ec2(&self) -> Vec<String> {
+        let survey = &self.holdings.survey;
+        let unkept = survey.snapshots.iter().filter(|s| {
+            s.state == SnapshotState::Complete
+                && !s.provider.stores_data()
+                && !self.snapshots.contains(s.id.as_str())
+                && self.is_older(s.finished_at_us, self.rules.orphans_grace)
+        });
+        unkept
+            .map(|s| {
+                let copies = s.volumes.iter().flat_map(|v| &v.copies);
+                let named = copies.filter_map(|c| Some(format!("{} in {}", c.snapshot_id.as_ref()?, c.region)));
+                let named: Vec<String> = named.collect();
+                format!(
+                    "no rule keeps snapshot {}, and it stays: its data lie in EC2 ({})",
+                    s.id,
+                    named.join(", ")
+                )
+            })
+            .collect()
     }
 
     fn answered_requests(&self, snapshots: &[Deletion]) -> Vec<Deletion> {

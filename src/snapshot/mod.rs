@@ -5,4 +5,6 @@ pub mod errant;
 pub mod request;
 pub mod schedule;
 pub mod take;
+pub mod turn;
 mod unanswered;
+pub mod volumes;

@@ -15,7 +15,7 @@ use crate::{
     archive::{
         keys,
         listing::Archive,
-        records::{FORMAT_VERSION, Request, Snapshot, SnapshotState},
+        records::{FORMAT_VERSION, Request, Snapshot, SnapshotState, Step},
     },
     store::{Put, StoreError},
     support::{
@@ -78,6 +78,9 @@ pub async fn wait(archive: &Archive, id: &str, progress: &Progress) -> anyhow::R
             match snapshot.state {
                 SnapshotState::Complete => return Ok(snapshot),
                 SnapshotState::Failed => bail!("snapshot {} failed: {}", snapshot.id, snapshot.failure.unwrap_or_default()),
+                SnapshotState::Started if snapshot.step == Some(Step::Created) => {
+                    progress.update(|| format!("{} has begun, and EC2 stores it", snapshot.id));
+                }
                 SnapshotState::Started => progress.update(|| {
                     let (server, since) = (snapshot.server_uuid, Moment(snapshot.started_at_us));
                     format!("server {server} has been taking snapshot {} since {since}", snapshot.id)

@@ -35,16 +35,29 @@ use crate::{
     volume::{clone, tarball},
 };
 
-use super::errant::errant;
+use super::{errant::errant, volumes};
 
 /// Variables without which the data does not start, or starts as something else.
-const STARTUP_VARIABLES: [&str; 6] = [
+const STARTUP_VARIABLES: [&str; 17] = [
     "innodb_data_file_path",
     "innodb_page_size",
     "lower_case_table_names",
     "innodb_undo_tablespaces",
     "default_authentication_plugin",
     "plugin_load",
+    // Where the files are: a copy of the volumes has them there.
+    "datadir",
+    "innodb_data_home_dir",
+    "innodb_directories",
+    "innodb_doublewrite_dir",
+    "innodb_log_group_home_dir",
+    "innodb_undo_directory",
+    "log_bin_basename",
+    "log_bin_index",
+    // And how they are written, which decides what a crash leaves.
+    "innodb_doublewrite",
+    "innodb_flush_log_at_trx_commit",
+    "sync_binlog",
 ];
 
 /// Of tables that are refused, so many are named.
@@ -53,6 +66,8 @@ const TABLES_SHOWN: usize = 5;
 /// How to take a snapshot.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// None where the clone plugin takes them.
+    pub volumes: Option<volumes::Settings>,
     pub staging_dir: PathBuf,
     pub codec: Codec,
     /// Tables that are not InnoDB, as `schema.table`, which may be empty in the snapshot.
@@ -104,6 +119,9 @@ pub async fn take(
         stored_bytes: 0,
         stored_sha256: String::new(),
         failure: None,
+        step: None,
+        volumes: Vec::new(),
+        locked_us: None,
     };
     let key = keys::snapshot_key(&archive.shard, id);
     if !archive.put_record(&key, &record, Put::IfAbsent).await? {
@@ -157,7 +175,7 @@ async fn preflight(session: &mut Session, settings: &Settings, standing: &Standi
     Ok(())
 }
 
-fn passed(check: Check) -> anyhow::Result<()> {
+pub(super) fn passed(check: Check) -> anyhow::Result<()> {
     if check.verdict == Verdict::Failed {
         return Err(anyhow::anyhow!("{}: {}", check.name, check.detail)).hint(check.hint.unwrap_or_default());
     }
@@ -186,21 +204,7 @@ async fn copy(
     progress.phase("cloning the data");
     let staged = clone::clone_into(endpoint, &settings.staging_dir, &record.id, progress).await?;
     let gtids_after = session.gtid_executed().await?;
-    // The server's timeline may have changed since; what was copied belongs to the one that it is on now.
-    let timeline = timeline_of(archive, &Mysql(endpoint.clone()), standing).await?.id;
-    let path = TimelinePath::find(&archive.timelines().await?, Some(timeline))?;
-    if path.inherited(record.timeline).is_none() || !record.gtids_before.is_subset(&gtids_after) {
-        return Err(anyhow::anyhow!(
-            "the server's history began anew while it was copied (RESET BINARY LOGS AND GTIDS)"
-        ))
-        .hint("take the snapshot again");
-    }
-    let errant = if standing.ships() {
-        GtidSet::new()
-    } else {
-        replication(session, standing).await?.map_or(Ok(()), passed)?;
-        errant_of_both(archive, &path, &record, &gtids_after).await?
-    };
+    let (timeline, errant) = history(archive, endpoint, session, standing, &record, &gtids_after).await?;
     progress.phase("storing the copy");
     let packed = tarball::pack(staged.path(), &archive.store, &record.data_key, settings.codec, |stored| {
         progress.update(|| human_bytes(stored));
@@ -217,6 +221,33 @@ async fn copy(
         stored_sha256: packed.stored_sha256,
         ..record
     })
+}
+
+/// The timeline that a copy belongs to which was made while the server executed up to `gtids_after`, and what of it is in nobody's history.
+pub(super) async fn history(
+    archive: &Archive,
+    endpoint: &Endpoint,
+    session: &mut Session,
+    standing: &Standing,
+    record: &Snapshot,
+    gtids_after: &GtidSet,
+) -> anyhow::Result<(u32, GtidSet)> {
+    // The server's timeline may have changed since; what was copied belongs to the one that it is on now.
+    let timeline = timeline_of(archive, &Mysql(endpoint.clone()), standing).await?.id;
+    let path = TimelinePath::find(&archive.timelines().await?, Some(timeline))?;
+    if path.inherited(record.timeline).is_none() || !record.gtids_before.is_subset(gtids_after) {
+        return Err(anyhow::anyhow!(
+            "the server's history began anew while it was copied (RESET BINARY LOGS AND GTIDS)"
+        ))
+        .hint("take the snapshot again");
+    }
+    let errant = if standing.ships() {
+        GtidSet::new()
+    } else {
+        replication(session, standing).await?.map_or(Ok(()), passed)?;
+        errant_of_both(archive, &path, record, gtids_after).await?
+    };
+    Ok((timeline, errant))
 }
 
 /// What the copy holds that is in nobody's history. It must be known exactly: a recovery is compared with it.
@@ -253,7 +284,7 @@ async fn end(archive: &Archive, ended: &Snapshot) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn startup_variables(variables: &Variables) -> BTreeMap<String, String> {
+pub(super) fn startup_variables(variables: &Variables) -> BTreeMap<String, String> {
     let known = |name: &str| variables.get(&[name]).map(|value| (name.to_owned(), value.to_owned()));
     STARTUP_VARIABLES.into_iter().filter_map(known).collect()
 }
@@ -262,7 +293,8 @@ fn startup_variables(variables: &Variables) -> BTreeMap<String, String> {
 pub async fn sweep(archive: &Archive, settings: &Settings, server_uuid: Uuid) -> anyhow::Result<()> {
     clone::sweep(&settings.staging_dir, is_id);
     for snapshot in archive.readable_snapshots().await?.0 {
-        if snapshot.state == SnapshotState::Started && snapshot.server_uuid == server_uuid {
+        let is_ours = snapshot.server_uuid == server_uuid && snapshot.provider == Provider::Clone;
+        if snapshot.state == SnapshotState::Started && is_ours {
             warn!(snapshot = %snapshot.id, "a snapshot was interrupted and is given up");
             let failure = Some("the agent died while it was taken".to_owned());
             end(

@@ -53,6 +53,8 @@ impl Clock for WallClock {
     }
 }
 
+pub const US_PER_MIN: i64 = 60_000_000;
+
 /// Now, in microseconds since the epoch.
 pub fn now_us() -> i64 {
     Timestamp::now().as_microsecond()

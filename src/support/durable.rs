@@ -26,6 +26,16 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     File::open(parent)?.sync_all()
 }
 
+/// Has the file systems mounted there write everything that they hold back. Where one cannot be opened, all of the machine's do so.
+pub fn sync_filesystems(mount_points: &[PathBuf]) {
+    for mount_point in mount_points {
+        let synced = File::open(mount_point).map(nix::unistd::syncfs);
+        if !matches!(synced, Ok(Ok(()))) {
+            return nix::unistd::sync();
+        }
+    }
+}
+
 /// A name beside `path` that no other writer uses.
 fn sibling(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();

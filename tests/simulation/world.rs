@@ -505,6 +505,9 @@ async fn take_first(archive: &Archive, link: &Link, standing: &watch::Receiver<S
         stored_bytes: SNAPSHOT_DATA.len() as u64,
         stored_sha256: String::new(),
         failure: None,
+        step: None,
+        volumes: Vec::new(),
+        locked_us: None,
     };
     archive
         .store

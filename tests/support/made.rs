@@ -125,6 +125,9 @@ impl Made {
             stored_bytes: data.len() as u64,
             stored_sha256: String::new(),
             failure: None,
+            step: None,
+            volumes: Vec::new(),
+            locked_us: None,
         };
         self.write(&record.data_key, data);
         self.record(&keys::snapshot_key(shard, id), &record);

@@ -7,7 +7,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 pub mod binlog_writer;
+#[cfg(feature = "aws")]
+pub mod ebs;
 pub mod faulty_store;
+#[cfg(feature = "aws")]
+pub mod front;
 pub mod golden;
 pub mod load;
 pub mod made;

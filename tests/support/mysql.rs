@@ -53,6 +53,15 @@ impl Server {
     pub async fn start_prepared(options: &[&str], prepare: impl FnOnce(&Path)) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let datadir = dir.path().join("data");
+        Server::start_new(dir, datadir, options, prepare).await
+    }
+
+    /// A new, empty server with its data in a folder that is not there yet.
+    pub async fn start_at(datadir: &Path, options: &[&str]) -> Server {
+        Server::start_new(tempfile::tempdir().unwrap(), datadir.to_owned(), options, |_| {}).await
+    }
+
+    async fn start_new(dir: TempDir, datadir: PathBuf, options: &[&str], prepare: impl FnOnce(&Path)) -> Server {
         let arguments = [base(&datadir), vec!["--innodb-redo-log-capacity=16M".into()]].concat();
         initialize(&mysqld(), &arguments, &dir.path().join("init.log"), START_TIMEOUT)
             .await

@@ -1,0 +1,561 @@
+//! Snapshots of EBS volumes: a real server under load, a real agent, moto for EC2 in two regions, and something in between that makes trouble.
+
+use std::path::{Path, PathBuf};
+
+use aws_sdk_ec2::{
+    Client,
+    config::{BehaviorVersion, Credentials, Region},
+    types::{Filter, Snapshot},
+};
+use mysql_pitr::volume::ebs::mounts::{Roots, mount_of, mounts};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use crate::support::{
+    eventually,
+    front::Front,
+    golden::{assert_error, assert_text},
+    moto::Moto,
+    mysql::Server,
+    node::{Agent, Node, path_text},
+};
+
+const HOME: &str = "eu-west-1";
+const AWAY: &str = "eu-central-1";
+
+/// A server with its data on `volumes`, and EC2.
+struct Stage {
+    server: Server,
+    node: Node,
+    front: Front,
+    moto: Moto,
+    volumes: Vec<String>,
+    /// Of the binlogs, where they lie elsewhere.
+    _logs: Option<tempfile::TempDir>,
+}
+
+fn client(moto: &Moto, region: &str) -> Client {
+    let config = aws_sdk_ec2::config::Builder::new()
+        .behavior_version(BehaviorVersion::latest())
+        .endpoint_url(&moto.endpoint)
+        .region(Region::new(region.to_owned()))
+        .credentials_provider(Credentials::new("AKIDTEST", "test", None, None, "test"))
+        .build();
+    Client::from_conf(config)
+}
+
+fn mount_point(path: &Path) -> PathBuf {
+    let all = mounts(&Roots::default()).unwrap();
+    mount_of(&all, &path.canonicalize().unwrap()).unwrap().mount_point.clone()
+}
+
+async fn volume(ec2: &Client, gib: i32) -> String {
+    let made = ec2
+        .create_volume()
+        .availability_zone(format!("{HOME}a"))
+        .size(gib)
+        .send()
+        .await;
+    made.unwrap().volume_id.unwrap()
+}
+
+/// `options` go into the [ebs] section, `lock` into [snapshot].
+async fn stage(options: &str, lock: &str) -> Stage {
+    let (server, moto) = (Server::start(&[]).await, Moto::start());
+    let volumes = vec![volume(&client(&moto, HOME), 8).await];
+    let named = format!("\"{}\"", volumes[0]);
+    set(server, moto, volumes, &named, options, lock, None).await
+}
+
+async fn set(
+    server: Server,
+    moto: Moto,
+    volumes: Vec<String>,
+    named: &str,
+    options: &str,
+    lock: &str,
+    logs: Option<tempfile::TempDir>,
+) -> Stage {
+    let front = Front::start(&moto.endpoint).await;
+    server
+        .execute(&[
+            "SET GLOBAL super_read_only = OFF",
+            "SET GLOBAL read_only = OFF",
+            "CREATE DATABASE d",
+            "CREATE TABLE d.t (id INT PRIMARY KEY AUTO_INCREMENT, v VARCHAR(100))",
+            "GRANT RELOAD ON *.* TO mysql_pitr@localhost",
+        ])
+        .await;
+    let ebs = format!(
+        "[ebs]\nregion = \"{HOME}\"\nendpoint = \"{}\"\nvolumes = [{named}]\ndr_region = \"{AWAY}\"\n{options}\n",
+        front.endpoint
+    );
+    let mut node = Node::new(&server, &ebs);
+    node.reconfigure(
+        "[snapshot]\n",
+        &format!("[snapshot]\nprovider = \"ebs\"\nlock = \"{lock}\"\n"),
+    );
+    node.environment = [
+        ("AWS_ACCESS_KEY_ID", "AKIDTEST"),
+        ("AWS_SECRET_ACCESS_KEY", "nobody-prints-this"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+        ("AWS_CONFIG_FILE", "/dev/null"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
+    ]
+    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+    .into();
+    Stage {
+        server,
+        node,
+        front,
+        moto,
+        volumes,
+        _logs: logs,
+    }
+}
+
+impl Stage {
+    /// An agent that has taken the snapshot that begins the window.
+    async fn agent(&self) -> Agent {
+        let agent = self.node.agent();
+        self.wait("the first snapshot is complete", |s| ended(s, "copied")).await;
+        agent
+    }
+
+    async fn records(&self) -> Vec<Value> {
+        match self.node.json(&["list"]).await {
+            Value::Object(listing) => listing["snapshots"].as_array().unwrap().clone(),
+            other => panic!("{other}"),
+        }
+    }
+
+    async fn wait(&self, what: &str, mut is_so: impl FnMut(&[Value]) -> bool) -> Vec<Value> {
+        let mut seen = Vec::new();
+        eventually(what, async || {
+            seen = self.records().await;
+            is_so(&seen)
+        })
+        .await;
+        seen
+    }
+
+    /// Of a region, those that mysql-pitr made.
+    async fn ec2(&self, region: &str) -> Vec<Snapshot> {
+        let filter = Filter::builder().name("tag-key").values("mysql-pitr:snapshot").build();
+        let answer = client(&self.moto, region)
+            .describe_snapshots()
+            .owner_ids("self")
+            .filters(filter)
+            .send()
+            .await;
+        answer.unwrap().snapshots.unwrap_or_default()
+    }
+
+    /// Asks for a snapshot, and does not wait.
+    async fn ask(&self) -> String {
+        self.node.ok(&["snapshot", "--no-wait"]).await.trim().to_owned()
+    }
+
+    /// Nothing in EC2 that no complete snapshot names, and nothing missing.
+    async fn assert_nothing_is_orphaned(&self) {
+        let records = self.records().await;
+        for region in [HOME, AWAY] {
+            let copies = records.iter().filter(|s| s["state"] == "complete");
+            let copies = copies
+                .flat_map(|s| s["volumes"].as_array().unwrap())
+                .flat_map(|v| v["copies"].as_array().unwrap());
+            let mut named: Vec<&str> = copies
+                .filter(|c| c["region"] == region)
+                .filter_map(|c| c["snapshot_id"].as_str())
+                .collect();
+            named.sort_unstable();
+            let there = self.ec2(region).await;
+            let mut there: Vec<&str> = there.iter().filter_map(|s| s.snapshot_id()).collect();
+            there.sort_unstable();
+            assert_eq!(there, named, "{region}: {records:?}");
+        }
+    }
+
+    fn names(&self) -> Vec<(&str, &str)> {
+        vec![(&self.volumes[0], "VOLUME"), (&self.front.endpoint, "ENDPOINT")]
+    }
+}
+
+fn ended(records: &[Value], step: &str) -> bool {
+    records.last().is_some_and(|s| s["step"] == step)
+}
+
+fn tag<'s>(snapshot: &'s Snapshot, key: &str) -> &'s str {
+    snapshot
+        .tags()
+        .iter()
+        .find(|t| t.key() == Some(key))
+        .and_then(|t| t.value())
+        .unwrap_or_default()
+}
+
+/// Writers that never stop.
+fn load(server: &Server) -> Vec<JoinHandle<()>> {
+    let writer = |endpoint| async move {
+        let mut session = mysql_pitr::mysql::query::Session::connect(&endpoint).await.unwrap();
+        while session.execute("INSERT INTO d.t (v) VALUES (UUID())").await.is_ok() {}
+    };
+    (0..4).map(|_| tokio::spawn(writer(server.root_endpoint()))).collect()
+}
+
+async fn can_write(server: &Server) {
+    server.execute(&["INSERT INTO d.t (v) VALUES ('still alive')"]).await;
+}
+
+#[tokio::test]
+async fn a_locked_server_s_volume_is_complete_in_two_regions() {
+    let stage = stage(
+        "dr_kms_key = \"alias/dr\"\ntags = { team = \"dba\" }\n[http]\nlisten = \"127.0.0.1:0\"",
+        "tables",
+    )
+    .await;
+    let writers = load(&stage.server);
+    let agent = stage.agent().await;
+    let id = stage.ask().await;
+    let records = stage
+        .wait("the snapshot is in both regions", |s| {
+            s.iter().any(|s| s["id"] == *id && s["step"] == "copied")
+        })
+        .await;
+    writers.iter().for_each(JoinHandle::abort);
+    agent.assert_quiet();
+    let record = records.iter().find(|s| s["id"] == *id).unwrap();
+    assert_eq!(record["state"], "complete");
+    // Nobody wrote while it was begun.
+    assert_eq!(record["gtids_before"], record["gtids_after"]);
+    assert!(record["locked_us"].as_u64().unwrap() > 0, "{record}");
+    let volume = &record["volumes"][0];
+    let datadir = stage.server.datadir.canonicalize().unwrap();
+    let holds = volume["holds"].as_array().unwrap();
+    for role in ["datadir", "binlog", "redo", "undo"] {
+        assert!(
+            holds.iter().any(|h| h["role"] == role && h["path"] == path_text(&datadir)),
+            "{role}: {volume}"
+        );
+    }
+    assert_eq!(
+        (volume["volume_id"].as_str(), volume["size_gib"].as_u64()),
+        (Some(stage.volumes[0].as_str()), Some(8))
+    );
+    assert_eq!(
+        record["variables"]["datadir"].as_str().unwrap().trim_end_matches('/'),
+        path_text(&stage.server.datadir)
+    );
+    assert!(record["variables"]["log_bin_basename"].is_string());
+
+    let of_it =
+        |all: Vec<Snapshot>| -> Vec<Snapshot> { all.into_iter().filter(|s| tag(s, "mysql-pitr:snapshot") == id).collect() };
+    let (home, away) = (of_it(stage.ec2(HOME).await), of_it(stage.ec2(AWAY).await));
+    assert_eq!((home.len(), away.len()), (1, 1));
+    let uuid = stage.server.uuid().await.to_string();
+    for (key, value) in [
+        ("mysql-pitr:shard", "test-shard"),
+        ("mysql-pitr:server", &uuid),
+        ("team", "dba"),
+    ] {
+        assert_eq!((tag(&home[0], key), tag(&away[0], key)), (value, value), "{key}");
+    }
+    assert_eq!(tag(&home[0], "mysql-pitr:origin"), "request");
+    assert!(tag(&home[0], "mysql-pitr:record").ends_with(&format!("test-shard/snapshots/{id}.json")));
+    assert_eq!(Some(tag(&away[0], "mysql-pitr:copy-of")), home[0].snapshot_id());
+    let asked = stage.front.bodies("CopySnapshot").pop().unwrap();
+    assert!(
+        asked.contains("KmsKeyId=alias%2Fdr") && asked.contains("Encrypted=true"),
+        "{asked}"
+    );
+    assert!(
+        asked.contains("PresignedUrl=") && asked.contains("SourceRegion=eu-west-1"),
+        "{asked}"
+    );
+    stage.assert_nothing_is_orphaned().await;
+    let listing = stage.node.ok(&["list"]).await;
+    assert!(
+        listing.contains("EBS volumes of 8 GiB, complete in eu-west-1, eu-central-1"),
+        "{listing}"
+    );
+    // Recoveries from it come later; until then they say so.
+    agent.stop().await;
+}
+
+/// Binlogs on another volume belong to it, and nothing else of the machine does.
+#[tokio::test]
+async fn several_volumes_are_taken_in_one_request() {
+    let Ok(logs) = tempfile::tempdir_in("/dev/shm") else {
+        return crate::support::skipped("/dev/shm is not there to be another file system");
+    };
+    let basename = logs.path().join("binlog");
+    let (server, moto) = (
+        Server::start(&[&format!("--log-bin={}", basename.display())]).await,
+        Moto::start(),
+    );
+    let (data_at, logs_at) = (mount_point(&server.datadir), mount_point(logs.path()));
+    if data_at == logs_at {
+        return crate::support::skipped("all folders are on one file system");
+    }
+    let ec2 = client(&moto, HOME);
+    let run = ec2
+        .run_instances()
+        .image_id("ami-12c6146b")
+        .min_count(1)
+        .max_count(1)
+        .send()
+        .await
+        .unwrap();
+    let instance = run.instances()[0].instance_id().unwrap().to_owned();
+    let volumes = [volume(&ec2, 8).await, volume(&ec2, 2).await, volume(&ec2, 1).await];
+    for (volume, device) in volumes.iter().zip(["/dev/sdf", "/dev/sdg", "/dev/sdh"]) {
+        let attach = ec2.attach_volume().volume_id(volume).instance_id(&instance).device(device);
+        attach.send().await.unwrap();
+    }
+    let named = format!(
+        "\"{}={}\", \"{}={}\"",
+        data_at.display(),
+        volumes[0],
+        logs_at.display(),
+        volumes[1]
+    );
+    let stage = set(server, moto, volumes.to_vec(), &named, "", "tables", Some(logs)).await;
+    for action in ["DescribeInstances", "CreateSnapshots"] {
+        stage.front.deny(action);
+        let said = stage.node.fails(&["snapshot"]).await;
+        stage.front.allow(action);
+        let names = [
+            (instance.as_str(), "INSTANCE"),
+            (&volumes[0], "VOLUME"),
+            (&volumes[1], "VOLUME"),
+        ];
+        assert_error(&format!("snapshot: ec2:{action} is denied"), &said, &names);
+        can_write(&stage.server).await;
+    }
+    let agent = stage.agent().await;
+    let records = stage.records().await;
+    let records = &records[records.len() - 1..];
+    let of_record = records[0]["volumes"].as_array().unwrap();
+    assert_eq!(of_record.len(), 2, "{records:?}");
+    let binlogs = of_record.iter().find(|v| v["volume_id"] == *volumes[1]).unwrap();
+    assert!(
+        binlogs["holds"].as_array().unwrap().iter().all(|h| h["role"] == "binlog"),
+        "{binlogs}"
+    );
+    assert_eq!(stage.front.calls("CreateSnapshot"), 0);
+    let asked = stage.front.bodies("CreateSnapshots").pop().unwrap();
+    assert!(
+        asked.contains("ExcludeBootVolume=true") && asked.contains(&volumes[2]),
+        "{asked}"
+    );
+    assert!(!asked.contains(&volumes[0]) && !asked.contains(&volumes[1]), "{asked}");
+    // moto makes one of the excluded volume all the same: it is part of nothing, and goes.
+    stage.assert_nothing_is_orphaned().await;
+    assert_eq!(stage.ec2(HOME).await.len(), 2);
+    agent.stop().await;
+}
+
+/// The agent is killed where it hurts, and its successor goes on.
+#[tokio::test]
+async fn an_agent_that_dies_anywhere_is_continued() {
+    let stage = stage("lock_hold = \"200s\"\ncreate_timeout = \"120s\"", "tables").await;
+    let agent = stage.agent().await;
+
+    // Under the lock, with the snapshot made and not answered: the lock ends with the agent, and what was made is deleted.
+    stage.front.withhold("CreateSnapshot");
+    let calls = stage.front.calls("CreateSnapshot");
+    let lost = stage.ask().await;
+    eventually("the snapshot is asked for", async || {
+        stage.front.calls("CreateSnapshot") > calls
+    })
+    .await;
+    agent.kill().await;
+    can_write(&stage.server).await;
+    stage.front.answer("CreateSnapshot");
+    let agent = stage.node.agent();
+    stage
+        .wait("the lost one is given up", |s| {
+            s.iter().any(|s| s["id"] == *lost && s["state"] == "failed")
+        })
+        .await;
+    eventually("what was made is deleted", async || stage.ec2(HOME).await.len() == 1).await;
+
+    // While EC2 works on it.
+    stage.front.set_pending(HOME, true);
+    let slow = stage.ask().await;
+    stage
+        .wait("it is begun", |s| {
+            s.iter().any(|s| s["id"] == *slow && s["step"] == "created")
+        })
+        .await;
+    can_write(&stage.server).await;
+    agent.kill().await;
+    let agent = stage.node.agent();
+    stage.front.withhold("CopySnapshot");
+    let copies = stage.front.calls("CopySnapshot");
+    stage.front.set_pending(HOME, false);
+
+    // While the copy is asked for: it was made, and is found.
+    eventually("the copy is asked for", async || stage.front.calls("CopySnapshot") > copies).await;
+    agent.kill().await;
+    stage.front.answer("CopySnapshot");
+    let agent = stage.node.agent();
+    stage
+        .wait("it is in both regions", |s| {
+            s.iter().any(|s| s["id"] == *slow && s["step"] == "copied")
+        })
+        .await;
+    assert_eq!(stage.front.calls("CopySnapshot"), copies + 1, "it was not made twice");
+    stage.assert_nothing_is_orphaned().await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_answered_under_the_lock_does_not_count() {
+    let stage = stage("create_timeout = \"1s\"", "tables").await;
+    stage.front.withhold("CreateSnapshot");
+    let said = stage.node.fails(&["snapshot"]).await;
+    can_write(&stage.server).await;
+    assert_error("snapshot: EC2 does not answer under the lock", &said, &stage.names());
+    let records = stage.records().await;
+    assert_eq!(
+        (records[0]["state"].as_str(), records[0]["step"].as_str()),
+        (Some("failed"), Some("deleting"))
+    );
+    stage.front.answer("CreateSnapshot");
+    // Whoever comes next deletes what turned up late, and takes its own.
+    let agent = stage.agent().await;
+    eventually("nothing is left of the first", async || stage.ec2(HOME).await.len() == 1).await;
+    stage.assert_nothing_is_orphaned().await;
+    agent.stop().await;
+}
+
+/// Each refusal names the action, the object and what to do; the server is unlocked after each.
+#[tokio::test]
+async fn refusals_name_the_action() {
+    let stage = stage("", "tables").await;
+    let all = stage.node.ok(&["check"]).await;
+    for line in [
+        "OK       lock privileges",
+        "OK       volumes",
+        "OK       create snapshots     allowed, 8 GiB in eu-west-1",
+    ] {
+        assert!(all.contains(line), "{line} is not in\n{all}");
+    }
+    stage.front.deny("CreateSnapshot");
+    let said = stage.node.run(&["check"]).await;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(
+        said.contains("FAILED   create snapshots") && said.contains("allow ec2:CreateSnapshot"),
+        "{said}"
+    );
+    for action in ["DescribeVolumes", "CreateSnapshot", "DescribeSnapshots"] {
+        stage.front.deny(action);
+        let said = stage.node.fails(&["snapshot"]).await;
+        stage.front.allow(action);
+        assert!(!said.contains("secret") && !said.contains("nobody-prints-this"), "{said}");
+        let id = stage
+            .records()
+            .await
+            .last()
+            .map(|s| s["id"].as_str().unwrap().to_owned())
+            .unwrap_or_default();
+        let mut names = stage.names();
+        names.push((&id, "SNAPSHOT"));
+        assert_error(&format!("snapshot: ec2:{action} is denied"), &said, &names);
+        can_write(&stage.server).await;
+    }
+    for (code, message) in [
+        (
+            "RequestExpired",
+            "Request has expired. Timestamp date is 2020-01-01T00:00:00Z.",
+        ),
+        ("ExpiredToken", "The security token included in the request is expired"),
+        ("InvalidVolume.NotFound", "The volume does not exist."),
+    ] {
+        stage.front.refuse("CreateSnapshot", code, message);
+        let said = stage.node.fails(&["snapshot"]).await;
+        assert_error(&format!("snapshot: {code}"), &said, &stage.names());
+        can_write(&stage.server).await;
+    }
+    stage.front.allow("CreateSnapshot");
+    // The local snapshot is complete without its copy.
+    stage.front.deny("CopySnapshot");
+    let said = stage.node.ok(&["snapshot"]).await;
+    let id = stage.records().await.last().unwrap()["id"].as_str().unwrap().to_owned();
+    assert_text("snapshot: ec2:CopySnapshot is denied", &said, &[(&id, "SNAPSHOT")]);
+    let records = stage.records().await;
+    let copies = &records.last().unwrap()["volumes"][0]["copies"];
+    assert_eq!(
+        (copies[0]["state"].as_str(), copies[1]["state"].as_str()),
+        (Some("complete"), Some("failed"))
+    );
+    assert!(
+        copies[1]["failure"].as_str().unwrap().contains("allow ec2:CopySnapshot"),
+        "{copies}"
+    );
+}
+
+/// With writes going on the role is watched all the same.
+#[tokio::test]
+async fn a_server_that_loses_its_role_gives_the_snapshot_up() {
+    let stage = stage("lock_hold = \"200s\"\ncreate_timeout = \"120s\"", "instance").await;
+    let agent = stage.agent().await;
+    stage.front.withhold("CreateSnapshot");
+    let calls = stage.front.calls("CreateSnapshot");
+    let id = stage.ask().await;
+    eventually("the snapshot is asked for", async || {
+        stage.front.calls("CreateSnapshot") > calls
+    })
+    .await;
+    can_write(&stage.server).await;
+    stage.server.execute(&["SET GLOBAL read_only = ON"]).await;
+    let records = stage
+        .wait("it is given up", |s| {
+            s.iter().any(|s| s["id"] == *id && s["state"] == "failed")
+        })
+        .await;
+    let record = records.iter().find(|s| s["id"] == *id).unwrap();
+    assert!(
+        record["failure"]
+            .as_str()
+            .unwrap()
+            .contains("the server's part in the shard changed"),
+        "{record}"
+    );
+    stage.front.answer("CreateSnapshot");
+    stage.server.execute(&["SET GLOBAL read_only = OFF"]).await;
+    eventually("what was made is deleted", async || stage.ec2(HOME).await.len() == 1).await;
+    agent.stop().await;
+}
+
+/// A snapshot that EC2 could not make is none.
+#[tokio::test]
+async fn what_ec2_fails_to_make_is_deleted() {
+    let stage = stage("", "tables").await;
+    stage.front.set_failing(HOME);
+    stage.front.deny("DeleteSnapshot");
+    let said = stage.node.fails(&["snapshot"]).await;
+    let denied = "ec2:DeleteSnapshot of snap-";
+    assert!(
+        said.contains("what was made of it is not deleted yet") && said.contains(denied),
+        "{said}"
+    );
+    assert_eq!(stage.ec2(HOME).await.len(), 1);
+    // Without RELOAD nothing is begun.
+    stage
+        .server
+        .execute(&["REVOKE RELOAD ON *.* FROM mysql_pitr@localhost"])
+        .await;
+    let said = stage.node.fails(&["snapshot"]).await;
+    assert_error("snapshot: the account may not lock the server", &said, &[]);
+    stage.server.execute(&["GRANT RELOAD ON *.* TO mysql_pitr@localhost"]).await;
+    // The agent deletes what is left of it.
+    stage.front.allow("DeleteSnapshot");
+    let agent = stage.node.agent();
+    eventually("it is deleted", async || {
+        stage.front.calls("DeleteSnapshot") > 0 && stage.ec2(HOME).await.is_empty()
+    })
+    .await;
+    agent.stop().await;
+}

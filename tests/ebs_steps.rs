@@ -1,0 +1,492 @@
+//! Snapshots of volumes, by seed: agents die anywhere, answers are lost or late, EC2 forgets what it has just made. In the end every snapshot
+//! is complete in both regions or leaves nothing behind; none is made twice, none is orphaned.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use mysql_pitr::{
+    archive::{
+        keys,
+        listing::Archive,
+        records::{CopyState, Provider, RegionalCopy, Snapshot, SnapshotState, Step, VolumeSnapshot},
+    },
+    binlog::gtid::GtidSet,
+    snapshot::{
+        take::new_id,
+        turn::Turns,
+        volumes::{
+            is_open,
+            onward::{Went, onward},
+        },
+    },
+    store::Put,
+    support::{clock::Clock, progress::Progress, retry::seed_jitter},
+    volume::cloud::{Cause, Cloud, CloudError, Made, MadeState, OPERATION_TAG, Order, SOURCE_TAG, Subject, Tags, VolumeFacts},
+};
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
+
+use crate::support::{
+    faulty_store::{Faults, FaultyStore},
+    memory_store::MemoryStore,
+};
+
+const HOME: &str = "eu-west-1";
+const AWAY: &str = "eu-central-1";
+const SEEDS: u64 = 100;
+/// What EC2 made is not found for so long, and a request that was not answered takes effect so late, at most.
+const FORGETS_MS: u64 = 5_000;
+const LATE_MS: u64 = 60_000;
+
+#[derive(Debug)]
+struct SimClock(Instant);
+
+impl Clock for SimClock {
+    fn now_us(&self) -> i64 {
+        const BEGIN_US: i64 = 1_795_261_490_000_000;
+        BEGIN_US + i64::try_from(self.0.elapsed().as_micros()).unwrap()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Ec2Snapshot {
+    made: Made,
+    /// When it is there, is found, and is done.
+    exists_at: Instant,
+    found_at: Instant,
+    done_at: Instant,
+    fails: bool,
+}
+
+#[derive(Debug)]
+struct World {
+    random: SmallRng,
+    /// By region.
+    snapshots: BTreeMap<String, Vec<Ec2Snapshot>>,
+    next: u32,
+    /// Until then EC2 is not itself.
+    troubled_until: Instant,
+}
+
+/// EC2, for one shard.
+#[derive(Debug, Clone)]
+struct FakeEc2(Arc<Mutex<World>>);
+
+enum Fate {
+    Served,
+    Refused(Cause),
+    /// Carried out, and not answered.
+    Lost {
+        late: Duration,
+    },
+}
+
+fn error(cause: Cause) -> CloudError {
+    CloudError {
+        cause,
+        error: anyhow::anyhow!("simulated: {cause:?}"),
+    }
+}
+
+impl FakeEc2 {
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap()
+    }
+
+    async fn fate(&self) -> Fate {
+        let (roll, latency, late) = {
+            let mut world = self.world();
+            let is_troubled = Instant::now() < world.troubled_until;
+            let roll = if is_troubled { world.random.random_range(0..100) } else { 100 };
+            let latency = world.random.random_range(1..3_000);
+            (roll, latency, world.random.random_range(0..LATE_MS))
+        };
+        sleep(Duration::from_millis(latency)).await;
+        match roll {
+            0..8 => Fate::Refused(Cause::Refused),
+            8..14 => Fate::Refused(Cause::Throttled),
+            14..20 => Fate::Refused(Cause::Unanswered),
+            20..30 => Fate::Lost { late: Duration::ZERO },
+            30..38 => Fate::Lost {
+                late: Duration::from_millis(late),
+            },
+            _ => Fate::Served,
+        }
+    }
+
+    fn make(&self, region: &str, volume_id: &str, tags: &Tags, late: Duration) -> Made {
+        let mut world = self.world();
+        world.next += 1;
+        let made = Made {
+            snapshot_id: format!("snap-{:04}", world.next),
+            volume_id: volume_id.to_owned(),
+            state: MadeState::Pending,
+            percent: Some(0),
+            encrypted: None,
+            kms_key: None,
+            tags: tags.clone(),
+        };
+        let exists_at = Instant::now() + late;
+        let found_at = exists_at + Duration::from_millis(world.random.random_range(0..FORGETS_MS));
+        let done_at = exists_at + Duration::from_secs(world.random.random_range(0..400));
+        let fails = world.random.random_ratio(1, 12);
+        world.snapshots.entry(region.to_owned()).or_default().push(Ec2Snapshot {
+            made: made.clone(),
+            exists_at,
+            found_at,
+            done_at,
+            fails,
+        });
+        made
+    }
+
+    /// What is there, as it stands.
+    fn all(&self, region: &str) -> Vec<Made> {
+        let world = self.world();
+        let now = Instant::now();
+        let there = world
+            .snapshots
+            .get(region)
+            .into_iter()
+            .flatten()
+            .filter(|s| s.exists_at <= now);
+        there.map(|s| as_it_stands(s, now)).collect()
+    }
+}
+
+fn as_it_stands(s: &Ec2Snapshot, now: Instant) -> Made {
+    let state = match (now >= s.done_at, s.fails) {
+        (false, _) => MadeState::Pending,
+        (true, true) => MadeState::Failed("simulated".into()),
+        (true, false) => MadeState::Complete,
+    };
+    Made { state, ..s.made.clone() }
+}
+
+#[async_trait]
+impl Cloud for FakeEc2 {
+    async fn home_region(&self) -> anyhow::Result<String> {
+        Ok(HOME.to_owned())
+    }
+
+    async fn facts(&self, _volumes: &[String]) -> Result<Vec<VolumeFacts>, CloudError> {
+        Ok(Vec::new())
+    }
+
+    async fn order(&self, _volumes: &[VolumeFacts]) -> Result<Order, CloudError> {
+        Ok(Order::One("vol-1".into()))
+    }
+
+    async fn rehearse(&self, _order: &Order) -> Result<(), CloudError> {
+        Ok(())
+    }
+
+    async fn create(&self, _order: &Order, subject: &Subject, limit: Duration) -> Result<Vec<Made>, CloudError> {
+        let made = async {
+            let all = |late| {
+                subject
+                    .volumes
+                    .iter()
+                    .map(|v| self.make(HOME, v, &subject.tags, late))
+                    .collect()
+            };
+            match self.fate().await {
+                Fate::Refused(cause) => Err(error(cause)),
+                Fate::Lost { late } => {
+                    let _: Vec<Made> = all(late);
+                    Err(error(Cause::Unanswered))
+                }
+                Fate::Served => Ok(all(Duration::ZERO)),
+            }
+        };
+        timeout(limit, made).await.unwrap_or_else(|_| Err(error(Cause::Unanswered)))
+    }
+
+    async fn find(&self, region: &str, operation: &str) -> Result<Vec<Made>, CloudError> {
+        if let Fate::Refused(cause) = self.fate().await {
+            return Err(error(cause));
+        }
+        let (world, now) = (self.world(), Instant::now());
+        let known = world
+            .snapshots
+            .get(region)
+            .into_iter()
+            .flatten()
+            .filter(|s| s.found_at <= now);
+        let of_it = known.filter(|s| s.made.tags.get(OPERATION_TAG).is_some_and(|o| o == operation));
+        Ok(of_it.map(|s| as_it_stands(s, now)).collect())
+    }
+
+    async fn copy(&self, snapshot_id: &str, region: &str, tags: &Tags) -> Result<String, CloudError> {
+        let source = self.all(HOME).into_iter().find(|m| m.snapshot_id == snapshot_id);
+        assert!(
+            source.is_some_and(|m| m.state == MadeState::Complete),
+            "{snapshot_id} cannot be copied"
+        );
+        let mut tags = tags.clone();
+        tags.insert(SOURCE_TAG.to_owned(), snapshot_id.to_owned());
+        match self.fate().await {
+            Fate::Refused(cause) => Err(error(cause)),
+            Fate::Lost { late } => {
+                self.make(region, "vol-ffffffff", &tags, late);
+                Err(error(Cause::Unanswered))
+            }
+            Fate::Served => Ok(self.make(region, "vol-ffffffff", &tags, Duration::ZERO).snapshot_id),
+        }
+    }
+
+    async fn delete(&self, region: &str, snapshot_id: &str) -> Result<(), CloudError> {
+        let fate = self.fate().await;
+        if let Fate::Refused(cause) = fate {
+            return Err(error(cause));
+        }
+        let mut world = self.world();
+        world
+            .snapshots
+            .entry(region.to_owned())
+            .or_default()
+            .retain(|s| s.made.snapshot_id != snapshot_id);
+        match fate {
+            Fate::Served => Ok(()),
+            _ => Err(error(Cause::Unanswered)),
+        }
+    }
+}
+
+fn record(id: &str) -> Snapshot {
+    let copy = |region: &str| RegionalCopy {
+        region: region.to_owned(),
+        snapshot_id: None,
+        state: CopyState::Pending,
+        failure: None,
+        encrypted: None,
+        kms_key: None,
+        tried_at_us: None,
+    };
+    let volume = |volume_id: &str| VolumeSnapshot {
+        volume_id: volume_id.to_owned(),
+        mount_point: "/data".into(),
+        filesystem: "xfs".to_owned(),
+        partition: None,
+        size_gib: 8,
+        holds: Vec::new(),
+        copies: vec![copy(HOME), copy(AWAY)],
+    };
+    Snapshot {
+        format: 1,
+        id: id.to_owned(),
+        state: SnapshotState::Started,
+        provider: Provider::Ebs,
+        timeline: 1,
+        server_uuid: Uuid::from_u128(1),
+        server_version: String::new(),
+        started_at_us: 1_795_261_490_000_000,
+        finished_at_us: None,
+        gtids_before: GtidSet::new(),
+        gtids_after: None,
+        errant: GtidSet::new(),
+        variables: BTreeMap::new(),
+        data_key: String::new(),
+        data_bytes: 0,
+        stored_bytes: 0,
+        stored_sha256: String::new(),
+        failure: None,
+        step: Some(Step::Started),
+        volumes: vec![volume("vol-1"), volume("vol-2")],
+        locked_us: None,
+    }
+}
+
+/// As the agent that takes one does, up to the thaw; it may die anywhere.
+async fn begin(archive: &Archive, ec2: &FakeEc2, id: &str) -> anyhow::Result<()> {
+    let key = keys::snapshot_key(&archive.shard, id);
+    let started = record(id);
+    archive.put_record(&key, &started, Put::IfAbsent).await?;
+    let (_, version) = archive.record::<Snapshot>(&key).await?;
+    let tags = Tags::from([(OPERATION_TAG.to_owned(), id.to_owned())]);
+    let subject = Subject {
+        volumes: started.volumes.iter().map(|v| v.volume_id.clone()).collect(),
+        tags,
+        description: String::new(),
+    };
+    // What is not answered in time is left to whoever goes on: as if the agent had died.
+    let made = ec2
+        .create(&Order::One("vol-1".into()), &subject, Duration::from_secs(2))
+        .await?;
+    let mut created = started;
+    created.step = Some(Step::Created);
+    created.gtids_after = Some(GtidSet::new());
+    for (volume, made) in created.volumes.iter_mut().zip(&made) {
+        volume.copies[0].snapshot_id = Some(made.snapshot_id.clone());
+    }
+    archive.put_record(&key, &created, Put::IfMatch(version)).await?;
+    Ok(())
+}
+
+/// One agent's life.
+async fn agent(archive: &Archive, ec2: &FakeEc2, server: Uuid, id: &str) {
+    let turns = Turns::new(archive.clone(), Duration::from_secs(60));
+    loop {
+        sleep(Duration::from_secs(5)).await;
+        let Ok(Some(turn)) = turns.take(server).await else { continue };
+        let work = async { while let Ok(Went::On(_)) = onward(archive, ec2, id, &Progress::silent()).await {} };
+        tokio::select! {
+            () = work => {}
+            () = turn.lost() => {}
+        }
+        turn.give_back().await;
+    }
+}
+
+async fn run(seed: u64) -> SnapshotState {
+    seed_jitter(seed);
+    let mut random = SmallRng::seed_from_u64(seed);
+    let begin_at = Instant::now();
+    let store = FaultyStore::new(Arc::new(MemoryStore::default()), seed);
+    let archive_of = |store: FaultyStore| Archive {
+        store: Arc::new(store),
+        shard: "s".to_owned().try_into().unwrap(),
+        clock: Arc::new(SimClock(begin_at)),
+    };
+    let ec2 = FakeEc2(Arc::new(Mutex::new(World {
+        random: SmallRng::seed_from_u64(seed ^ 0x5eed),
+        snapshots: BTreeMap::new(),
+        next: 0,
+        troubled_until: begin_at + Duration::from_secs(random.random_range(0..3_000)),
+    })));
+    store.set(Faults {
+        before: 30,
+        after: 30,
+        hang: 5,
+        throttle: 20,
+        stale: 0,
+        latency_ms_max: 300,
+    });
+    let id = new_id();
+    let taker = store.another();
+    let life = Duration::from_millis(random.random_range(0..6_000));
+    let _ = timeout(life, begin(&archive_of(taker.clone()), &ec2, &id)).await;
+    taker.kill();
+    let watcher = archive_of(store.another());
+    let key = keys::snapshot_key(&watcher.shard, &id);
+    // Several agents, one after the other and at the same time; each dies soon, the last one lives.
+    for _ in 0..random.random_range(0..6) {
+        let (one, other) = (store.another(), store.another());
+        let lives = [0, 1].map(|_| Duration::from_millis(random.random_range(0..200_000)));
+        let (first, second) = (archive_of(one.clone()), archive_of(other.clone()));
+        let _ = tokio::join!(
+            timeout(lives[0], agent(&first, &ec2, Uuid::from_u128(1), &id)),
+            timeout(lives[1], agent(&second, &ec2, Uuid::from_u128(2), &id))
+        );
+        one.kill();
+        other.kill();
+    }
+    store.set(Faults::default());
+    let exists = watcher.record::<Snapshot>(&key).await.is_ok();
+    let last = archive_of(store.another());
+    let settled = async {
+        while exists {
+            let (record, _) = watcher.record::<Snapshot>(&key).await.unwrap();
+            if !is_open(&record) {
+                break;
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::select! {
+        () = agent(&last, &ec2, Uuid::from_u128(3), &id) => unreachable!("an agent goes on"),
+        done = timeout(Duration::from_hours(24), settled) => done.unwrap_or_else(|_| panic!("seed {seed}: still open")),
+    }
+    // What is late is there by now.
+    sleep(Duration::from_millis(LATE_MS + FORGETS_MS)).await;
+    let left = |region: &str| -> Vec<String> { ec2.all(region).into_iter().map(|m| m.snapshot_id).collect() };
+    if !exists {
+        assert_eq!(
+            (left(HOME), left(AWAY)),
+            (Vec::new(), Vec::new()),
+            "seed {seed}: nobody knows of these"
+        );
+        return SnapshotState::Failed;
+    }
+    let (record, _) = watcher.record::<Snapshot>(&key).await.unwrap();
+    let named = |region: &str| -> Vec<String> {
+        let copies = record.volumes.iter().flat_map(|v| &v.copies).filter(|c| c.region == region);
+        let mut ids: Vec<String> = copies.filter_map(|c| c.snapshot_id.clone()).collect();
+        ids.sort();
+        ids
+    };
+    match record.state {
+        SnapshotState::Complete => {
+            for region in [HOME, AWAY] {
+                let mut there = left(region);
+                there.sort();
+                assert_eq!(there, named(region), "seed {seed}, {region}: {record:?}");
+                assert_eq!(there.len(), 2, "seed {seed}, {region}");
+                assert!(ec2.all(region).iter().all(|m| m.state == MadeState::Complete), "seed {seed}");
+                assert!(record.volumes.iter().all(|v| v.complete_in(region).is_some()), "seed {seed}");
+            }
+        }
+        SnapshotState::Failed => {
+            assert_eq!(
+                (left(HOME), left(AWAY)),
+                (Vec::new(), Vec::new()),
+                "seed {seed}: orphans of {record:?}"
+            );
+        }
+        SnapshotState::Started => panic!("seed {seed}: {record:?}"),
+    }
+    record.state
+}
+
+#[tokio::test(start_paused = true)]
+async fn none_is_made_twice_and_none_is_orphaned() {
+    let mut ends = BTreeMap::new();
+    for seed in 0..SEEDS {
+        *ends.entry(format!("{:?}", run(seed).await)).or_insert(0u32) += 1;
+    }
+    // The seeds go both ways.
+    assert!(
+        ends.get("Complete").is_some_and(|n| *n > 10) && ends.get("Failed").is_some_and(|n| *n > 10),
+        "{ends:?}"
+    );
+}
+
+/// A turn is taken over from whoever is silent for a term, and not before; given back, it is free at once.
+#[tokio::test(start_paused = true)]
+async fn a_turn_ends_with_its_holder() {
+    let archive = Archive {
+        store: Arc::new(MemoryStore::default()),
+        shard: "s".to_owned().try_into().unwrap(),
+        clock: Arc::new(SimClock(Instant::now())),
+    };
+    let term = Duration::from_secs(60);
+    let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    let turns = |_| Turns::new(archive.clone(), term);
+    let (of_a, of_b, of_next_a) = (turns(()), turns(()), turns(()));
+    let held = of_a.take(a).await.unwrap().unwrap();
+    let wait = async |turns: &Turns, server| {
+        let begun = Instant::now();
+        loop {
+            match turns.take(server).await.unwrap() {
+                Some(held) => return (held, begun.elapsed()),
+                None => sleep(Duration::from_secs(1)).await,
+            }
+        }
+    };
+    // Renewed, it stays.
+    assert!(timeout(term * 5, wait(&of_b, b)).await.is_err());
+    drop(held);
+    let (held, waited) = wait(&of_b, b).await;
+    assert!(waited >= term * 5 / 6 && waited < term * 2, "{waited:?}");
+    held.give_back().await;
+    let held = of_a.take(a).await.unwrap().expect("it is free");
+    // The server's next agent needs not wait: its former one is dead.
+    let next = of_next_a.take(a).await.unwrap().expect("it is the same server's");
+    timeout(term, held.lost()).await.expect("the former one notices");
+    drop(next);
+}
