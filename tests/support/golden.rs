@@ -70,12 +70,17 @@ fn read() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// By what a codec notices one flipped bit depends on which bit it was.
+/// By what a codec notices one flipped bit, or a parser a cut end, depends on which bit it was and on what is recorded there.
 fn without_how(text: &str) -> String {
-    const DAMAGED: &str = "is damaged or cannot be read to its end: ";
-    let line = |line: &str| match line.split_once(DAMAGED) {
-        Some((before, _)) => format!("{before}{DAMAGED}HOW"),
-        None => line.to_owned(),
+    const DAMAGED: [&str; 2] = [
+        "is damaged or cannot be read to its end: ",
+        "is not a record of this archive: EOF while parsing ",
+    ];
+    let line = |line: &str| {
+        let cut = DAMAGED
+            .iter()
+            .find_map(|damaged| Some((line.split_once(damaged)?.0, damaged)));
+        cut.map_or_else(|| line.to_owned(), |(before, damaged)| format!("{before}{damaged}HOW"))
     };
     text.lines().map(line).collect::<Vec<_>>().join("\n")
 }
