@@ -174,6 +174,10 @@ impl Cloud for FakeEc2 {
         Ok(HOME.to_owned())
     }
 
+    async fn machine(&self) -> Option<String> {
+        None
+    }
+
     async fn facts(&self, _volumes: &[String]) -> Result<Vec<VolumeFacts>, CloudError> {
         Ok(Vec::new())
     }

@@ -90,10 +90,8 @@ impl Turns {
             }
         };
         let begun = Instant::now();
-        Ok(match write(&self.archive, &turn, condition).await? {
-            Some(version) => Some(self.hold(turn, version, begun)),
-            None => None,
-        })
+        let version = write(&self.archive, &turn, condition).await?;
+        Ok(version.map(|version| self.hold(turn, version, begun)))
     }
 
     fn hold(&self, turn: Turn, version: Version, begun: Instant) -> Held {

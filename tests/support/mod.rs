@@ -7,6 +7,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 pub mod binlog_writer;
+#[cfg(feature = "aws")]
+pub mod ebs_stage;
 pub mod faulty_store;
 #[cfg(feature = "aws")]
 pub mod front;

@@ -107,7 +107,7 @@ impl Call {
                 Cause::Throttled,
                 "nothing: it is tried again; if it goes on, see who else calls EC2 in this account and region".to_owned(),
             ),
-            "InvalidVolume.NotFound" | "InvalidVolumeID.Malformed" | "InvalidParameterValue" if self.is_of_a_volume() => (
+            "InvalidVolume.NotFound" | "InvalidVolumeID.Malformed" if self.is_of_a_volume() => (
                 Cause::Missing,
                 format!("see that {object} exists in {region}, and correct volumes and region in the [ebs] section"),
             ),
