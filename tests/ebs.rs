@@ -4,12 +4,15 @@ use aws_sdk_ec2::types::Snapshot;
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    ebs_stage::{AWAY, HOME, can_write, client, load, metadata_service, mount_point, set, stage, tag, volume},
+    ebs_stage::{
+        AWAY, HOME as HOME_REGION, can_write, client, load, metadata_service, mount_point, prepare, set, stage, tag, volume,
+    },
     eventually,
     golden::{assert_error, assert_text},
     moto::Moto,
     mysql::{Server, free_port},
-    node::path_text,
+    node::{Node, path_text},
+    orchestrator::{FakeOrchestrator, HOST},
 };
 
 #[tokio::test]
@@ -53,7 +56,7 @@ async fn a_locked_server_s_volume_is_complete_in_two_regions() {
 
     let of_it =
         |all: Vec<Snapshot>| -> Vec<Snapshot> { all.into_iter().filter(|s| tag(s, "mysql-pitr:snapshot") == id).collect() };
-    let (home, away) = (of_it(stage.ec2(HOME).await), of_it(stage.ec2(AWAY).await));
+    let (home, away) = (of_it(stage.ec2(HOME_REGION).await), of_it(stage.ec2(AWAY).await));
     assert_eq!((home.len(), away.len()), (1, 1));
     let uuid = stage.server.uuid().await.to_string();
     for (key, value) in [
@@ -126,11 +129,12 @@ async fn several_volumes_are_taken_in_one_request() {
         Server::start(&[&format!("--log-bin={}", basename.display())]).await,
         Moto::start(),
     );
+    prepare(&server).await;
     let (data_at, logs_at) = (mount_point(&server.datadir), mount_point(logs.path()));
     if data_at == logs_at {
         return crate::support::skipped("all folders are on one file system");
     }
-    let ec2 = client(&moto, HOME);
+    let ec2 = client(&moto, HOME_REGION);
     let run = ec2
         .run_instances()
         .image_id("ami-12c6146b")
@@ -209,7 +213,7 @@ async fn several_volumes_are_taken_in_one_request() {
     assert!(!asked.contains(&volumes[0]) && !asked.contains(&volumes[1]), "{asked}");
     // moto makes one of the excluded volume all the same: it is part of nothing, and goes.
     stage.assert_nothing_is_orphaned().await;
-    assert_eq!(stage.ec2(HOME).await.len(), 2);
+    assert_eq!(stage.ec2(HOME_REGION).await.len(), 2);
     agent.stop().await;
 }
 
@@ -236,10 +240,10 @@ async fn an_agent_that_dies_anywhere_is_continued() {
             s.iter().any(|s| s["id"] == *lost && s["state"] == "failed")
         })
         .await;
-    eventually("what was made is deleted", async || stage.ec2(HOME).await.len() == 1).await;
+    eventually("what was made is deleted", async || stage.ec2(HOME_REGION).await.len() == 1).await;
 
     // While EC2 works on it.
-    stage.front.set_pending(HOME, true);
+    stage.front.set_pending(HOME_REGION, true);
     let slow = stage.ask().await;
     stage
         .wait("it is begun", |s| {
@@ -251,7 +255,7 @@ async fn an_agent_that_dies_anywhere_is_continued() {
     let agent = stage.node.agent();
     stage.front.withhold("CopySnapshot");
     let copies = stage.front.calls("CopySnapshot");
-    stage.front.set_pending(HOME, false);
+    stage.front.set_pending(HOME_REGION, false);
 
     // While the copy is asked for: it was made, and is found.
     eventually("the copy is asked for", async || stage.front.calls("CopySnapshot") > copies).await;
@@ -283,7 +287,10 @@ async fn what_is_not_answered_under_the_lock_does_not_count() {
     stage.front.answer("CreateSnapshot");
     // Whoever comes next deletes what turned up late, and takes its own.
     let agent = stage.agent().await;
-    eventually("nothing is left of the first", async || stage.ec2(HOME).await.len() == 1).await;
+    eventually("nothing is left of the first", async || {
+        stage.ec2(HOME_REGION).await.len() == 1
+    })
+    .await;
     stage.assert_nothing_is_orphaned().await;
     agent.stop().await;
 }
@@ -383,15 +390,89 @@ async fn a_server_that_loses_its_role_gives_the_snapshot_up() {
     );
     stage.front.answer("CreateSnapshot");
     stage.server.execute(&["SET GLOBAL read_only = OFF"]).await;
-    eventually("what was made is deleted", async || stage.ec2(HOME).await.len() == 1).await;
+    eventually("what was made is deleted", async || stage.ec2(HOME_REGION).await.len() == 1).await;
     agent.stop().await;
+}
+
+/// As in production: the candidate is locked, beside its parallel appliers, while the primary is written to. A server that is a candidate no
+/// more gives up what it has begun.
+#[tokio::test]
+async fn a_candidate_takes_it_while_it_is_one() {
+    let primary = Server::start(&[]).await;
+    prepare(&primary).await;
+    let mut replica = primary.start_clone(&["--server-id=2", "--replica-parallel-workers=4"]).await;
+    replica.replicate_from(&primary).await;
+    let fake = FakeOrchestrator::start(&[primary.port, replica.port]).await;
+    let (port, moto) = (replica.port, Moto::start());
+    fake.candidate(port, true);
+    let orchestrator = |port: u16| {
+        let url = fake.url();
+        format!("[orchestrator]\nurls = [\"{url}\"]\ninstance = \"{HOST}:{port}\"\npoll_interval = \"1s\"\ntimeout = \"500ms\"\n")
+    };
+    let shipping = Node::new(&primary, &orchestrator(primary.port));
+    let shipper = shipping.agent();
+    shipping.wait_shipped(&primary).await;
+    let volumes = vec![volume(&client(&moto, HOME_REGION), 8).await];
+    let options = format!("lock_hold = \"200s\"\ncreate_timeout = \"120s\"\n{}", orchestrator(port));
+    let named = format!("\"{}\"", volumes[0]);
+    let mut stage = set(replica, moto, volumes, &named, &options, "tables", None).await;
+    stage
+        .node
+        .reconfigure(path_text(&stage.node.archive_dir), path_text(&shipping.archive_dir));
+    stage.node.archive_dir = shipping.archive_dir.clone();
+    let writers = load(&primary);
+    let agent = stage.agent().await;
+    let id = shipping.ok(&["snapshot", "--no-wait"]).await.trim().to_owned();
+    let records = stage
+        .wait("the candidate takes it", |s| {
+            s.iter().any(|s| s["id"] == *id && s["step"] == "copied")
+        })
+        .await;
+    let record = records.iter().find(|s| s["id"] == *id).unwrap();
+    assert_eq!(record["server_uuid"], stage.server.uuid().await.to_string());
+    assert_eq!(record["gtids_before"], record["gtids_after"], "its appliers stood still");
+    assert!(record.get("errant").is_none(), "{record}");
+
+    stage.front.withhold("CreateSnapshot");
+    let calls = stage.front.calls("CreateSnapshot");
+    let id = shipping.ok(&["snapshot", "--no-wait"]).await.trim().to_owned();
+    eventually("the snapshot is asked for", async || {
+        stage.front.calls("CreateSnapshot") > calls
+    })
+    .await;
+    fake.candidate(port, false);
+    let records = stage
+        .wait("it is given up", |s| {
+            s.iter().any(|s| s["id"] == *id && s["state"] == "failed")
+        })
+        .await;
+    let record = records.iter().find(|s| s["id"] == *id).unwrap();
+    assert!(
+        record["failure"]
+            .as_str()
+            .unwrap()
+            .contains("the server's part in the shard changed"),
+        "{record}"
+    );
+    writers.iter().for_each(JoinHandle::abort);
+    // It is not locked any more: it catches up.
+    stage.server.wait_executed(&primary.gtid_executed().await).await;
+    stage.front.answer("CreateSnapshot");
+    fake.candidate(port, true);
+    let complete = records.iter().filter(|s| s["state"] == "complete").count();
+    eventually("what was made is deleted", async || {
+        stage.ec2(HOME_REGION).await.len() == complete
+    })
+    .await;
+    agent.stop().await;
+    shipper.stop().await;
 }
 
 /// A snapshot that EC2 could not make is none.
 #[tokio::test]
 async fn what_ec2_fails_to_make_is_deleted() {
     let stage = stage("", "tables").await;
-    stage.front.set_failing(HOME);
+    stage.front.set_failing(HOME_REGION);
     stage.front.deny("DeleteSnapshot");
     let said = stage.node.fails(&["snapshot"]).await;
     assert_error("snapshot: EC2 fails to make it", &said, &stage.names());
@@ -400,7 +481,7 @@ async fn what_ec2_fails_to_make_is_deleted() {
         said.contains("what was made of it is not deleted yet") && said.contains(denied),
         "{said}"
     );
-    assert_eq!(stage.ec2(HOME).await.len(), 1);
+    assert_eq!(stage.ec2(HOME_REGION).await.len(), 1);
     // Without RELOAD nothing is begun.
     stage
         .server
@@ -413,7 +494,7 @@ async fn what_ec2_fails_to_make_is_deleted() {
     stage.front.allow("DeleteSnapshot");
     let agent = stage.node.agent();
     eventually("it is deleted", async || {
-        stage.front.calls("DeleteSnapshot") > 0 && stage.ec2(HOME).await.is_empty()
+        stage.front.calls("DeleteSnapshot") > 0 && stage.ec2(HOME_REGION).await.is_empty()
     })
     .await;
     agent.stop().await;

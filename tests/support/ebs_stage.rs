@@ -66,9 +66,21 @@ pub async fn volume(ec2: &Client, gib: i32) -> String {
 /// `options` go into the [ebs] section, `lock` into [snapshot].
 pub async fn stage(options: &str, lock: &str) -> Stage {
     let (server, moto) = (Server::start(&[]).await, Moto::start());
+    prepare(&server).await;
     let volumes = vec![volume(&client(&moto, HOME), 8).await];
     let named = format!("\"{}\"", volumes[0]);
     set(server, moto, volumes, &named, options, lock, None).await
+}
+
+/// What the stage needs of its server.
+pub async fn prepare(server: &Server) {
+    server
+        .execute(&[
+            "CREATE DATABASE d",
+            "CREATE TABLE d.t (id INT PRIMARY KEY AUTO_INCREMENT, v VARCHAR(100))",
+            "GRANT RELOAD ON *.* TO mysql_pitr@localhost",
+        ])
+        .await;
 }
 
 pub async fn set(
@@ -81,15 +93,6 @@ pub async fn set(
     logs: Option<tempfile::TempDir>,
 ) -> Stage {
     let front = Front::start(&moto.endpoint).await;
-    server
-        .execute(&[
-            "SET GLOBAL super_read_only = OFF",
-            "SET GLOBAL read_only = OFF",
-            "CREATE DATABASE d",
-            "CREATE TABLE d.t (id INT PRIMARY KEY AUTO_INCREMENT, v VARCHAR(100))",
-            "GRANT RELOAD ON *.* TO mysql_pitr@localhost",
-        ])
-        .await;
     let ebs = format!(
         "[ebs]\nregion = \"{HOME}\"\nendpoint = \"{}\"\nvolumes = [{named}]\ndr_region = \"{AWAY}\"\n{options}\n",
         front.endpoint

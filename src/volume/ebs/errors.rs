@@ -191,19 +191,15 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_action_and_the_object() {
-        for action in [
-            "DescribeVolumes",
-            "CreateSnapshot",
-            "CreateSnapshots",
-            "DeleteSnapshot",
-            "CopySnapshot",
-        ] {
+        for action in ["CreateSnapshot", "CreateSnapshots", "DeleteSnapshot", "CopySnapshot"] {
             let long = "You are not authorized to perform this operation. Encoded authorization failure message: abcdef";
             let (cause, text) = meaning(action, "vol-0a", "UnauthorizedOperation", long);
             assert_eq!(cause, Cause::Refused);
             assert!(text.contains(&format!("hint: allow ec2:{action} on vol-0a")), "{text}");
             assert!(!text.contains("abcdef"), "{text}");
         }
+        let (_, text) = meaning("DescribeVolumes", "vol-0a", "UnauthorizedOperation", "");
+        assert!(text.contains("hint: allow ec2:DescribeVolumes on * to"), "{text}");
     }
 
     #[test]
