@@ -227,7 +227,7 @@ pub fn load(server: &Server) -> Vec<JoinHandle<()>> {
         let mut session = mysql_pitr::mysql::query::Session::connect(&endpoint).await.unwrap();
         while session.execute("INSERT INTO d.t (v) VALUES (UUID())").await.is_ok() {}
     };
-    (0..4).map(|_| tokio::spawn(writer(server.root_endpoint()))).collect()
+    (0..2).map(|_| tokio::spawn(writer(server.root_endpoint()))).collect()
 }
 
 pub async fn can_write(server: &Server) {
