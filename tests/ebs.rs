@@ -1,219 +1,25 @@
 //! Snapshots of EBS volumes: a real server under load, a real agent, moto for EC2 in two regions, and something in between that makes trouble.
 
-use std::path::{Path, PathBuf};
-
-use aws_sdk_ec2::{
-    Client,
-    config::{BehaviorVersion, Credentials, Region},
-    types::{Filter, Snapshot},
-};
-use mysql_pitr::volume::ebs::mounts::{Roots, mount_of, mounts};
-use serde_json::Value;
+use aws_sdk_ec2::types::Snapshot;
 use tokio::task::JoinHandle;
 
 use crate::support::{
+    ebs_stage::{
+        AWAY, HOME as HOME_REGION, can_write, client, load, metadata_service, mount_point, prepare, set, stage, tag, volume,
+    },
     eventually,
-    front::Front,
     golden::{assert_error, assert_text},
     moto::Moto,
-    mysql::Server,
-    node::{Agent, Node, path_text},
+    mysql::{Server, free_port},
+    node::{Node, path_text},
+    orchestrator::{FakeOrchestrator, HOST},
 };
-
-const HOME: &str = "eu-west-1";
-const AWAY: &str = "eu-central-1";
-
-/// A server with its data on `volumes`, and EC2.
-struct Stage {
-    server: Server,
-    node: Node,
-    front: Front,
-    moto: Moto,
-    volumes: Vec<String>,
-    /// Of the binlogs, where they lie elsewhere.
-    _logs: Option<tempfile::TempDir>,
-}
-
-fn client(moto: &Moto, region: &str) -> Client {
-    let config = aws_sdk_ec2::config::Builder::new()
-        .behavior_version(BehaviorVersion::latest())
-        .endpoint_url(&moto.endpoint)
-        .region(Region::new(region.to_owned()))
-        .credentials_provider(Credentials::new("AKIDTEST", "test", None, None, "test"))
-        .build();
-    Client::from_conf(config)
-}
-
-fn mount_point(path: &Path) -> PathBuf {
-    let all = mounts(&Roots::default()).unwrap();
-    mount_of(&all, &path.canonicalize().unwrap()).unwrap().mount_point.clone()
-}
-
-async fn volume(ec2: &Client, gib: i32) -> String {
-    let made = ec2
-        .create_volume()
-        .availability_zone(format!("{HOME}a"))
-        .size(gib)
-        .send()
-        .await;
-    made.unwrap().volume_id.unwrap()
-}
-
-/// `options` go into the [ebs] section, `lock` into [snapshot].
-async fn stage(options: &str, lock: &str) -> Stage {
-    let (server, moto) = (Server::start(&[]).await, Moto::start());
-    let volumes = vec![volume(&client(&moto, HOME), 8).await];
-    let named = format!("\"{}\"", volumes[0]);
-    set(server, moto, volumes, &named, options, lock, None).await
-}
-
-async fn set(
-    server: Server,
-    moto: Moto,
-    volumes: Vec<String>,
-    named: &str,
-    options: &str,
-    lock: &str,
-    logs: Option<tempfile::TempDir>,
-) -> Stage {
-    let front = Front::start(&moto.endpoint).await;
-    server
-        .execute(&[
-            "SET GLOBAL super_read_only = OFF",
-            "SET GLOBAL read_only = OFF",
-            "CREATE DATABASE d",
-            "CREATE TABLE d.t (id INT PRIMARY KEY AUTO_INCREMENT, v VARCHAR(100))",
-            "GRANT RELOAD ON *.* TO mysql_pitr@localhost",
-        ])
-        .await;
-    let ebs = format!(
-        "[ebs]\nregion = \"{HOME}\"\nendpoint = \"{}\"\nvolumes = [{named}]\ndr_region = \"{AWAY}\"\n{options}\n",
-        front.endpoint
-    );
-    let mut node = Node::new(&server, &ebs);
-    node.reconfigure(
-        "[snapshot]\n",
-        &format!("[snapshot]\nprovider = \"ebs\"\nlock = \"{lock}\"\n"),
-    );
-    node.environment = [
-        ("AWS_ACCESS_KEY_ID", "AKIDTEST"),
-        ("AWS_SECRET_ACCESS_KEY", "nobody-prints-this"),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
-        ("AWS_CONFIG_FILE", "/dev/null"),
-        ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
-    ]
-    .map(|(k, v)| (k.to_owned(), v.to_owned()))
-    .into();
-    Stage {
-        server,
-        node,
-        front,
-        moto,
-        volumes,
-        _logs: logs,
-    }
-}
-
-impl Stage {
-    /// An agent that has taken the snapshot that begins the window.
-    async fn agent(&self) -> Agent {
-        let agent = self.node.agent();
-        self.wait("the first snapshot is complete", |s| ended(s, "copied")).await;
-        agent
-    }
-
-    async fn records(&self) -> Vec<Value> {
-        match self.node.json(&["list"]).await {
-            Value::Object(listing) => listing["snapshots"].as_array().unwrap().clone(),
-            other => panic!("{other}"),
-        }
-    }
-
-    async fn wait(&self, what: &str, mut is_so: impl FnMut(&[Value]) -> bool) -> Vec<Value> {
-        let mut seen = Vec::new();
-        eventually(what, async || {
-            seen = self.records().await;
-            is_so(&seen)
-        })
-        .await;
-        seen
-    }
-
-    /// Of a region, those that mysql-pitr made.
-    async fn ec2(&self, region: &str) -> Vec<Snapshot> {
-        let filter = Filter::builder().name("tag-key").values("mysql-pitr:snapshot").build();
-        let answer = client(&self.moto, region)
-            .describe_snapshots()
-            .owner_ids("self")
-            .filters(filter)
-            .send()
-            .await;
-        answer.unwrap().snapshots.unwrap_or_default()
-    }
-
-    /// Asks for a snapshot, and does not wait.
-    async fn ask(&self) -> String {
-        self.node.ok(&["snapshot", "--no-wait"]).await.trim().to_owned()
-    }
-
-    /// Nothing in EC2 that no complete snapshot names, and nothing missing.
-    async fn assert_nothing_is_orphaned(&self) {
-        let records = self.records().await;
-        for region in [HOME, AWAY] {
-            let copies = records.iter().filter(|s| s["state"] == "complete");
-            let copies = copies
-                .flat_map(|s| s["volumes"].as_array().unwrap())
-                .flat_map(|v| v["copies"].as_array().unwrap());
-            let mut named: Vec<&str> = copies
-                .filter(|c| c["region"] == region)
-                .filter_map(|c| c["snapshot_id"].as_str())
-                .collect();
-            named.sort_unstable();
-            let there = self.ec2(region).await;
-            let mut there: Vec<&str> = there.iter().filter_map(|s| s.snapshot_id()).collect();
-            there.sort_unstable();
-            assert_eq!(there, named, "{region}: {records:?}");
-        }
-    }
-
-    fn names(&self) -> Vec<(&str, &str)> {
-        vec![(&self.volumes[0], "VOLUME"), (&self.front.endpoint, "ENDPOINT")]
-    }
-}
-
-fn ended(records: &[Value], step: &str) -> bool {
-    records.last().is_some_and(|s| s["step"] == step)
-}
-
-fn tag<'s>(snapshot: &'s Snapshot, key: &str) -> &'s str {
-    snapshot
-        .tags()
-        .iter()
-        .find(|t| t.key() == Some(key))
-        .and_then(|t| t.value())
-        .unwrap_or_default()
-}
-
-/// Writers that never stop.
-fn load(server: &Server) -> Vec<JoinHandle<()>> {
-    let writer = |endpoint| async move {
-        let mut session = mysql_pitr::mysql::query::Session::connect(&endpoint).await.unwrap();
-        while session.execute("INSERT INTO d.t (v) VALUES (UUID())").await.is_ok() {}
-    };
-    (0..4).map(|_| tokio::spawn(writer(server.root_endpoint()))).collect()
-}
-
-async fn can_write(server: &Server) {
-    server.execute(&["INSERT INTO d.t (v) VALUES ('still alive')"]).await;
-}
 
 #[tokio::test]
 async fn a_locked_server_s_volume_is_complete_in_two_regions() {
-    let stage = stage(
-        "dr_kms_key = \"alias/dr\"\ntags = { team = \"dba\" }\n[http]\nlisten = \"127.0.0.1:0\"",
-        "tables",
-    )
-    .await;
+    let port = free_port();
+    let options = format!("dr_kms_key = \"alias/dr\"\ntags = {{ team = \"dba\" }}\n[http]\nlisten = \"127.0.0.1:{port}\"");
+    let stage = stage(&options, "tables").await;
     let writers = load(&stage.server);
     let agent = stage.agent().await;
     let id = stage.ask().await;
@@ -250,7 +56,7 @@ async fn a_locked_server_s_volume_is_complete_in_two_regions() {
 
     let of_it =
         |all: Vec<Snapshot>| -> Vec<Snapshot> { all.into_iter().filter(|s| tag(s, "mysql-pitr:snapshot") == id).collect() };
-    let (home, away) = (of_it(stage.ec2(HOME).await), of_it(stage.ec2(AWAY).await));
+    let (home, away) = (of_it(stage.ec2(HOME_REGION).await), of_it(stage.ec2(AWAY).await));
     assert_eq!((home.len(), away.len()), (1, 1));
     let uuid = stage.server.uuid().await.to_string();
     for (key, value) in [
@@ -278,7 +84,37 @@ async fn a_locked_server_s_volume_is_complete_in_two_regions() {
         listing.contains("EBS volumes of 8 GiB, complete in eu-west-1, eu-central-1"),
         "{listing}"
     );
-    // Recoveries from it come later; until then they say so.
+
+    let url = format!("http://127.0.0.1:{port}/metrics");
+    let metric = async |name: &str| -> Option<f64> {
+        let text = reqwest::get(&url).await.unwrap().text().await.unwrap();
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix(name)?.strip_prefix(' ').map(str::to_owned));
+        line.map(|value| value.parse().unwrap())
+    };
+    assert!(metric("mysql_pitr_snapshot_lock_seconds").await.unwrap() > 0.0);
+    for part in ["lock", "flush logs", "sync", "create", "thaw"] {
+        let name = format!("mysql_pitr_snapshot_lock_part_seconds{{part=\"{part}\"}}");
+        assert!(metric(&name).await.is_some(), "{name}");
+    }
+    eventually("no copy is missing", async || {
+        metric("mysql_pitr_snapshot_copies_failed").await == Some(0.0)
+    })
+    .await;
+    // Without its copy a snapshot is complete, and the metric says what is missing.
+    stage.front.deny("CopySnapshot");
+    let id = stage.ask().await;
+    stage
+        .wait("the snapshot is complete", |s| {
+            s.iter().any(|s| s["id"] == *id && s["state"] == "complete")
+        })
+        .await;
+    eventually("a copy is missing", async || {
+        metric("mysql_pitr_snapshot_copies_failed").await == Some(1.0)
+    })
+    .await;
+    stage.assert_nothing_is_orphaned().await;
     agent.stop().await;
 }
 
@@ -293,11 +129,12 @@ async fn several_volumes_are_taken_in_one_request() {
         Server::start(&[&format!("--log-bin={}", basename.display())]).await,
         Moto::start(),
     );
+    prepare(&server).await;
     let (data_at, logs_at) = (mount_point(&server.datadir), mount_point(logs.path()));
     if data_at == logs_at {
         return crate::support::skipped("all folders are on one file system");
     }
-    let ec2 = client(&moto, HOME);
+    let ec2 = client(&moto, HOME_REGION);
     let run = ec2
         .run_instances()
         .image_id("ami-12c6146b")
@@ -319,7 +156,32 @@ async fn several_volumes_are_taken_in_one_request() {
         logs_at.display(),
         volumes[1]
     );
-    let stage = set(server, moto, volumes.to_vec(), &named, "", "tables", Some(logs)).await;
+    let mut stage = set(server, moto, volumes.to_vec(), &named, "", "tables", Some(logs)).await;
+
+    // The metadata service says which machine this is: first another one, which then names volumes that are not its own.
+    let metadata = metadata_service("i-0aaaaaaaaaaaaaaaa").await;
+    let alone = std::mem::take(&mut stage.node.environment);
+    stage.node.environment = alone
+        .iter()
+        .filter(|(k, _)| k != "AWS_EC2_METADATA_DISABLED")
+        .cloned()
+        .collect();
+    stage
+        .node
+        .environment
+        .push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata));
+    let said = stage.node.fails(&["snapshot"]).await;
+    assert_error(
+        "snapshot: the volume is another machine's",
+        &said,
+        &[(instance.as_str(), "INSTANCE"), (&volumes[0], "VOLUME")],
+    );
+    let metadata = metadata_service(&instance).await;
+    stage.node.environment.pop();
+    stage
+        .node
+        .environment
+        .push(("AWS_EC2_METADATA_SERVICE_ENDPOINT".to_owned(), metadata));
     for action in ["DescribeInstances", "CreateSnapshots"] {
         stage.front.deny(action);
         let said = stage.node.fails(&["snapshot"]).await;
@@ -351,7 +213,7 @@ async fn several_volumes_are_taken_in_one_request() {
     assert!(!asked.contains(&volumes[0]) && !asked.contains(&volumes[1]), "{asked}");
     // moto makes one of the excluded volume all the same: it is part of nothing, and goes.
     stage.assert_nothing_is_orphaned().await;
-    assert_eq!(stage.ec2(HOME).await.len(), 2);
+    assert_eq!(stage.ec2(HOME_REGION).await.len(), 2);
     agent.stop().await;
 }
 
@@ -378,10 +240,10 @@ async fn an_agent_that_dies_anywhere_is_continued() {
             s.iter().any(|s| s["id"] == *lost && s["state"] == "failed")
         })
         .await;
-    eventually("what was made is deleted", async || stage.ec2(HOME).await.len() == 1).await;
+    eventually("what was made is deleted", async || stage.ec2(HOME_REGION).await.len() == 1).await;
 
     // While EC2 works on it.
-    stage.front.set_pending(HOME, true);
+    stage.front.set_pending(HOME_REGION, true);
     let slow = stage.ask().await;
     stage
         .wait("it is begun", |s| {
@@ -393,7 +255,7 @@ async fn an_agent_that_dies_anywhere_is_continued() {
     let agent = stage.node.agent();
     stage.front.withhold("CopySnapshot");
     let copies = stage.front.calls("CopySnapshot");
-    stage.front.set_pending(HOME, false);
+    stage.front.set_pending(HOME_REGION, false);
 
     // While the copy is asked for: it was made, and is found.
     eventually("the copy is asked for", async || stage.front.calls("CopySnapshot") > copies).await;
@@ -425,7 +287,10 @@ async fn what_is_not_answered_under_the_lock_does_not_count() {
     stage.front.answer("CreateSnapshot");
     // Whoever comes next deletes what turned up late, and takes its own.
     let agent = stage.agent().await;
-    eventually("nothing is left of the first", async || stage.ec2(HOME).await.len() == 1).await;
+    eventually("nothing is left of the first", async || {
+        stage.ec2(HOME_REGION).await.len() == 1
+    })
+    .await;
     stage.assert_nothing_is_orphaned().await;
     agent.stop().await;
 }
@@ -525,23 +390,98 @@ async fn a_server_that_loses_its_role_gives_the_snapshot_up() {
     );
     stage.front.answer("CreateSnapshot");
     stage.server.execute(&["SET GLOBAL read_only = OFF"]).await;
-    eventually("what was made is deleted", async || stage.ec2(HOME).await.len() == 1).await;
+    eventually("what was made is deleted", async || stage.ec2(HOME_REGION).await.len() == 1).await;
     agent.stop().await;
+}
+
+/// As in production: the candidate is locked, beside its parallel appliers, while the primary is written to. A server that is a candidate no
+/// more gives up what it has begun.
+#[tokio::test]
+async fn a_candidate_takes_it_while_it_is_one() {
+    let primary = Server::start(&[]).await;
+    prepare(&primary).await;
+    let mut replica = primary.start_clone(&["--server-id=2", "--replica-parallel-workers=4"]).await;
+    replica.replicate_from(&primary).await;
+    let fake = FakeOrchestrator::start(&[primary.port, replica.port]).await;
+    let (port, moto) = (replica.port, Moto::start());
+    fake.candidate(port, true);
+    let orchestrator = |port: u16| {
+        let url = fake.url();
+        format!("[orchestrator]\nurls = [\"{url}\"]\ninstance = \"{HOST}:{port}\"\npoll_interval = \"1s\"\ntimeout = \"500ms\"\n")
+    };
+    let shipping = Node::new(&primary, &orchestrator(primary.port));
+    let shipper = shipping.agent();
+    shipping.wait_shipped(&primary).await;
+    let volumes = vec![volume(&client(&moto, HOME_REGION), 8).await];
+    let options = format!("lock_hold = \"200s\"\ncreate_timeout = \"120s\"\n{}", orchestrator(port));
+    let named = format!("\"{}\"", volumes[0]);
+    let mut stage = set(replica, moto, volumes, &named, &options, "tables", None).await;
+    stage
+        .node
+        .reconfigure(path_text(&stage.node.archive_dir), path_text(&shipping.archive_dir));
+    stage.node.archive_dir = shipping.archive_dir.clone();
+    let writers = load(&primary);
+    let agent = stage.agent().await;
+    let id = shipping.ok(&["snapshot", "--no-wait"]).await.trim().to_owned();
+    let records = stage
+        .wait("the candidate takes it", |s| {
+            s.iter().any(|s| s["id"] == *id && s["step"] == "copied")
+        })
+        .await;
+    let record = records.iter().find(|s| s["id"] == *id).unwrap();
+    assert_eq!(record["server_uuid"], stage.server.uuid().await.to_string());
+    assert_eq!(record["gtids_before"], record["gtids_after"], "its appliers stood still");
+    assert!(record.get("errant").is_none(), "{record}");
+
+    stage.front.withhold("CreateSnapshot");
+    let calls = stage.front.calls("CreateSnapshot");
+    let id = shipping.ok(&["snapshot", "--no-wait"]).await.trim().to_owned();
+    eventually("the snapshot is asked for", async || {
+        stage.front.calls("CreateSnapshot") > calls
+    })
+    .await;
+    fake.candidate(port, false);
+    let records = stage
+        .wait("it is given up", |s| {
+            s.iter().any(|s| s["id"] == *id && s["state"] == "failed")
+        })
+        .await;
+    let record = records.iter().find(|s| s["id"] == *id).unwrap();
+    assert!(
+        record["failure"]
+            .as_str()
+            .unwrap()
+            .contains("the server's part in the shard changed"),
+        "{record}"
+    );
+    writers.iter().for_each(JoinHandle::abort);
+    // It is not locked any more: it catches up.
+    stage.server.wait_executed(&primary.gtid_executed().await).await;
+    stage.front.answer("CreateSnapshot");
+    fake.candidate(port, true);
+    let complete = records.iter().filter(|s| s["state"] == "complete").count();
+    eventually("what was made is deleted", async || {
+        stage.ec2(HOME_REGION).await.len() == complete
+    })
+    .await;
+    agent.stop().await;
+    shipper.stop().await;
 }
 
 /// A snapshot that EC2 could not make is none.
 #[tokio::test]
 async fn what_ec2_fails_to_make_is_deleted() {
     let stage = stage("", "tables").await;
-    stage.front.set_failing(HOME);
+    stage.front.set_failing(HOME_REGION);
     stage.front.deny("DeleteSnapshot");
     let said = stage.node.fails(&["snapshot"]).await;
+    assert_error("snapshot: EC2 fails to make it", &said, &stage.names());
     let denied = "ec2:DeleteSnapshot of snap-";
     assert!(
         said.contains("what was made of it is not deleted yet") && said.contains(denied),
         "{said}"
     );
-    assert_eq!(stage.ec2(HOME).await.len(), 1);
+    assert_eq!(stage.ec2(HOME_REGION).await.len(), 1);
     // Without RELOAD nothing is begun.
     stage
         .server
@@ -554,7 +494,7 @@ async fn what_ec2_fails_to_make_is_deleted() {
     stage.front.allow("DeleteSnapshot");
     let agent = stage.node.agent();
     eventually("it is deleted", async || {
-        stage.front.calls("DeleteSnapshot") > 0 && stage.ec2(HOME).await.is_empty()
+        stage.front.calls("DeleteSnapshot") > 0 && stage.ec2(HOME_REGION).await.is_empty()
     })
     .await;
     agent.stop().await;

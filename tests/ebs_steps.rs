@@ -174,6 +174,10 @@ impl Cloud for FakeEc2 {
         Ok(HOME.to_owned())
     }
 
+    async fn machine(&self) -> Option<String> {
+        None
+    }
+
     async fn facts(&self, _volumes: &[String]) -> Result<Vec<VolumeFacts>, CloudError> {
         Ok(Vec::new())
     }
@@ -390,11 +394,8 @@ async fn run(seed: u64) -> SnapshotState {
     let exists = watcher.record::<Snapshot>(&key).await.is_ok();
     let last = archive_of(store.another());
     let settled = async {
-        while exists {
-            let (record, _) = watcher.record::<Snapshot>(&key).await.unwrap();
-            if !is_open(&record) {
-                break;
-            }
+        let is_settled = async || !exists || !is_open(&watcher.record::<Snapshot>(&key).await.unwrap().0);
+        while !is_settled().await {
             sleep(Duration::from_secs(1)).await;
         }
     };

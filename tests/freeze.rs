@@ -51,7 +51,7 @@ async fn nothing_is_written_while_it_is_held() {
     let frozen = Frozen::take(
         &server.agent_endpoint(),
         &limits(Lock::Tables, 200, 60),
-        &[server.datadir.clone()],
+        std::slice::from_ref(&server.datadir),
     )
     .await;
     let frozen = frozen.unwrap();

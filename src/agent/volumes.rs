@@ -35,7 +35,7 @@ use super::{
 };
 
 /// How often open snapshots are gone on with.
-const GO_ON_INTERVAL: Duration = Duration::from_secs(10);
+const GO_ON_INTERVAL: Duration = Duration::from_secs(5);
 /// How often all records are looked at for open ones; those of this agent are known.
 const LOOK_INTERVAL: Duration = Duration::from_mins(5);
 

@@ -160,10 +160,12 @@ impl Frozen {
         match settled {
             Ok(Ok(())) => Ok(frozen),
             Ok(Err(e)) => {
+                drop(frozen);
                 kill(endpoint, id).await;
                 Err(Attempt::Final(e))
             }
             Err(_) => {
+                drop(frozen);
                 kill(endpoint, id).await;
                 Err(Attempt::Busy(anyhow!(
                     "what the server had not written yet was not on the disks within {} ms",
@@ -184,7 +186,13 @@ impl Frozen {
         let begun = Instant::now();
         sync(file_systems.to_vec()).await?;
         self.part("sync", begun);
-        Ok(())
+        self.bound().await
+    }
+
+    /// Has the server end the connection with the lock's time: each statement begins its waiting anew.
+    async fn bound(&mut self) -> anyhow::Result<()> {
+        let sql = format!("SET SESSION wait_timeout = {}", whole_seconds(self.left()));
+        self.session.execute(&sql).await
     }
 
     /// Notes how long something under the lock took.
@@ -212,7 +220,11 @@ impl Frozen {
                 self.hold.as_millis()
             );
         }
-        let gtids = timeout(left, self.session.gtid_executed()).await.map_err(|_| lost())?;
+        let executed = async {
+            self.bound().await?;
+            self.session.gtid_executed().await
+        };
+        let gtids = timeout(left, executed).await.map_err(|_| lost())?;
         let gtids = gtids.with_context(|| lost().to_string())?;
         let statement = match self.lock {
             Lock::Tables => "UNLOCK TABLES",

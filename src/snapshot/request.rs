@@ -25,7 +25,10 @@ use crate::{
     },
 };
 
-use super::{take::new_id, unanswered};
+use super::{
+    take::{is_id, new_id},
+    unanswered,
+};
 
 /// Agents look for requests this often: one LIST each time, which S3 charges for.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(5);
@@ -177,7 +180,8 @@ impl Requests {
             };
             match name.split_once('/') {
                 Some((id, _)) => linked.insert(id.to_owned()),
-                None => there.insert(name.to_owned()),
+                None if is_id(name) => there.insert(name.to_owned()),
+                None => false,
             };
         }
         self.answered.extend(linked);

@@ -81,11 +81,14 @@ pub fn new_id() -> String {
     format!("{}-{}", now.strftime("%Y%m%dT%H%M%S%.6fZ"), &random[..8])
 }
 
-fn is_id(name: &str) -> bool {
-    const ID_BYTES: usize = "20261121T101403.120000Z-0a1b2c3d".len();
-    name.len() == ID_BYTES
-        && name.as_bytes()[ID_BYTES - 9..].starts_with(b"-")
-        && name.as_bytes()[..8].iter().all(u8::is_ascii_digit)
+/// Whether `name` is one that [`new_id`] makes: whoever may write into the store names requests.
+pub fn is_id(name: &str) -> bool {
+    const EXAMPLE: &[u8] = b"20261121T101403.120000Z-0a1b2c3d";
+    let is_alike = |(byte, example): (u8, u8)| match example {
+        b'T' | b'Z' | b'.' | b'-' => byte == example,
+        _ => byte.is_ascii_hexdigit(),
+    };
+    name.len() == EXAMPLE.len() && name.bytes().zip(EXAMPLE.iter().copied()).all(is_alike)
 }
 
 /// Takes a snapshot under the name `id`. Its timeline is claimed if it has none.
@@ -321,6 +324,6 @@ mod tests {
         let (a, b) = (new_id(), new_id());
         assert!(is_id(&a) && is_id(&b), "{a}");
         assert!(a[..22] <= b[..22]);
-        assert!(!is_id("mysql") && !is_id("#innodb_redo"));
+        assert!(!is_id("mysql") && !is_id("#innodb_redo") && !is_id(&"*".repeat(a.len())));
     }
 }

@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, watch},
     task::JoinHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -90,10 +90,8 @@ impl Turns {
             }
         };
         let begun = Instant::now();
-        Ok(match write(&self.archive, &turn, condition).await? {
-            Some(version) => Some(self.hold(turn, version, begun)),
-            None => None,
-        })
+        let version = write(&self.archive, &turn, condition).await?;
+        Ok(version.map(|version| self.hold(turn, version, begun)))
     }
 
     fn hold(&self, turn: Turn, version: Version, begun: Instant) -> Held {
@@ -108,10 +106,11 @@ impl Turns {
                 while renewed.elapsed() + pause < term {
                     sleep(pause).await;
                     let begun = Instant::now();
-                    match renew(&archive, &written, |turn| turn.renewals += 1).await {
-                        Ok(true) => renewed = begun,
-                        Ok(false) => break,
-                        Err(e) => warn!("the turn at the shard's snapshots could not be renewed: {}", message(&e)),
+                    let renewal = renew(&archive, &written, |turn| turn.renewals += 1);
+                    match timeout(term.saturating_sub(renewed.elapsed()), renewal).await {
+                        Ok(Ok(true)) => renewed = begun,
+                        Ok(Ok(false)) | Err(_) => break,
+                        Ok(Err(e)) => warn!("the turn at the shard's snapshots could not be renewed: {}", message(&e)),
                     }
                 }
                 tell.send_replace(true);

@@ -97,6 +97,9 @@ pub trait Cloud: Send + Sync + fmt::Debug {
     /// Where the server's volumes are.
     async fn home_region(&self) -> anyhow::Result<String>;
 
+    /// This machine, as the service calls it; None where that is not known.
+    async fn machine(&self) -> Option<String>;
+
     /// In the order of `volumes`.
     async fn facts(&self, volumes: &[String]) -> Result<Vec<VolumeFacts>, CloudError>;
 

@@ -9,6 +9,8 @@ use tokio::time::{Instant, sleep};
 pub mod binlog_writer;
 #[cfg(feature = "aws")]
 pub mod ebs;
+#[cfg(feature = "aws")]
+pub mod ebs_stage;
 pub mod faulty_store;
 #[cfg(feature = "aws")]
 pub mod front;

@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-use super::Settings;
+use super::{Settings, take::ensure_ours};
 
 const VOLUMES: &str = "volumes";
 const CREATE: &str = "create snapshots";
@@ -50,6 +50,7 @@ pub async fn checks(settings: &Settings, session: &mut Session) -> anyhow::Resul
 async fn create(settings: &Settings, volumes: &[Volume]) -> anyhow::Result<Check> {
     let ids: Vec<String> = volumes.iter().map(|v| v.volume_id.clone()).collect();
     let facts = settings.cloud.facts(&ids).await?;
+    ensure_ours(settings.cloud.as_ref(), &facts).await?;
     let order = settings.cloud.order(&facts).await?;
     settings.cloud.rehearse(&order).await?;
     let gib: u64 = facts.iter().map(|f| u64::from(f.size_gib)).sum();

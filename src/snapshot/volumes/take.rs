@@ -35,7 +35,7 @@ use crate::{
         retry::Backoff,
     },
     volume::{
-        cloud::{Cause, CloudError, Made, MadeState, OPERATION_TAG, Order, Subject, Tags},
+        cloud::{Cause, Cloud, CloudError, Made, MadeState, OPERATION_TAG, Order, Subject, Tags, VolumeFacts},
         ebs::{
             folders::folders,
             located::{self, Volume},
@@ -245,6 +245,7 @@ async fn plan(job: &Job<'_>, volumes: &[Volume]) -> anyhow::Result<(Vec<VolumeSn
     }
     let ids: Vec<String> = volumes.iter().map(|v| v.volume_id.clone()).collect();
     let facts = cloud.facts(&ids).await?;
+    ensure_ours(cloud.as_ref(), &facts).await?;
     let order = cloud.order(&facts).await?;
     let regions = [Some(home), job.settings.dr_region.clone()];
     let recorded = volumes.iter().zip(&facts).map(|(volume, facts)| VolumeSnapshot {
@@ -257,6 +258,28 @@ async fn plan(job: &Job<'_>, volumes: &[Volume]) -> anyhow::Result<(Vec<VolumeSn
         copies: regions.iter().flatten().map(|region| pending_copy(region)).collect(),
     });
     Ok((recorded.collect(), order))
+}
+
+/// A configuration that was copied from another node names volumes that hold another server's data.
+pub(super) async fn ensure_ours(cloud: &dyn Cloud, facts: &[VolumeFacts]) -> anyhow::Result<()> {
+    let Some(machine) = cloud.machine().await else {
+        return Ok(());
+    };
+    let alien = facts.iter().find(|f| f.instance_id.as_ref() != Some(&machine));
+    let Some(VolumeFacts {
+        volume_id, instance_id, ..
+    }) = alien
+    else {
+        return Ok(());
+    };
+    let e = match instance_id {
+        Some(other) => anyhow!("volume {volume_id} is attached to {other}, and this machine is {machine}"),
+        None => anyhow!("volume {volume_id} is attached to nothing, and this machine is {machine}"),
+    };
+    Err(with_hint(
+        e,
+        "correct volumes in the [ebs] section: they hold another server's data",
+    ))
 }
 
 async fn first_record(

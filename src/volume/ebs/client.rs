@@ -20,7 +20,7 @@ use aws_sdk_ec2::{
 };
 use tokio::sync::{Mutex, OnceCell};
 
-use super::{EbsOptions, errors::Call, presign};
+use super::{EbsOptions, errors::Call, machine, presign};
 use crate::{
     support::hint::with_hint,
     volume::cloud::OPERATION_TAG,
@@ -161,6 +161,10 @@ impl Cloud for Ec2 {
         })
     }
 
+    async fn machine(&self) -> Option<String> {
+        machine::instance_id().await
+    }
+
     async fn facts(&self, volumes: &[String]) -> Result<Vec<VolumeFacts>, CloudError> {
         let (client, region) = self.home().await?;
         let call = call("DescribeVolumes", volumes.join(", "), &region);
@@ -227,7 +231,8 @@ impl Cloud for Ec2 {
 
     async fn rehearse(&self, order: &Order) -> Result<(), CloudError> {
         let (client, region) = self.home().await?;
-        let tags = self.specification(&Tags::new());
+        // A specification without a tag is refused for that alone.
+        let tags = self.specification(&Tags::from([(OPERATION_TAG.to_owned(), "rehearsal".to_owned())]));
         match order {
             Order::One(volume_id) => {
                 let request = client.create_snapshot().volume_id(volume_id).tag_specifications(tags);
@@ -324,7 +329,11 @@ impl Cloud for Ec2 {
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| call.error(e))?;
             for snapshot in page.snapshots() {
-                found.push(described(snapshot, &call)?);
+                let made = described(snapshot, &call)?;
+                // A filter's value may be a pattern, and what is found is perhaps deleted.
+                if made.tags.get(OPERATION_TAG).is_some_and(|tag| tag == operation) {
+                    found.push(made);
+                }
             }
         }
         Ok(found)

@@ -35,18 +35,31 @@ impl Call {
         match &error {
             SdkError::ServiceError(service) => {
                 let metadata = service.err().meta();
-                self.meaning(Answer {
-                    code: metadata.code().unwrap_or_default().to_owned(),
+                let Some(code) = metadata.code().filter(|code| !code.is_empty()) else {
+                    let said = anyhow!("status {}: {}", service.raw().status().as_u16(), text(&error));
+                    return self.fail(Cause::Unanswered, said, "nothing: it is tried again");
+                };
+                let meaning = self.meaning(Answer {
+                    code: code.to_owned(),
                     message: metadata.message().unwrap_or_default().to_owned(),
-                })
+                });
+                // A server that fails may have done it.
+                let is_undone = meaning.cause != Cause::Refused || !service.raw().status().is_server_error();
+                let cause = if is_undone { meaning.cause } else { Cause::Unanswered };
+                CloudError { cause, ..meaning }
             }
             // Not sent: there were no credentials, or no request could be made of it.
             SdkError::ConstructionFailure(_) => self.fail(Cause::Refused, anyhow!(text(&error)), "check the [ebs] section"),
-            SdkError::DispatchFailure(failure) if failure.is_user() || failure.is_other() => self.fail(
-                Cause::Refused,
-                anyhow!(text(&error)),
-                "see that this machine has an instance role, or access keys in the AWS configuration of the user that runs mysql-pitr",
-            ),
+            // A connection that broke before the answer is of the same kind as credentials that could not be had.
+            SdkError::DispatchFailure(failure)
+                if failure.is_user() || failure.is_other() && text(&error).to_lowercase().contains("credentials") =>
+            {
+                self.fail(
+                    Cause::Refused,
+                    anyhow!(text(&error)),
+                    "see that this machine has an instance role, or access keys in the AWS configuration of the user that runs mysql-pitr",
+                )
+            }
             _ => self.fail(
                 Cause::Unanswered,
                 anyhow!(text(&error)),
@@ -55,9 +68,10 @@ impl Call {
         }
     }
 
+    /// It was carried out, and nobody knows what came of it.
     pub(super) fn odd(&self, what: &str) -> CloudError {
         self.fail(
-            Cause::Refused,
+            Cause::Unanswered,
             anyhow!("the answer {what}"),
             "look at it with the AWS command line",
         )
@@ -107,7 +121,7 @@ impl Call {
                 Cause::Throttled,
                 "nothing: it is tried again; if it goes on, see who else calls EC2 in this account and region".to_owned(),
             ),
-            "InvalidVolume.NotFound" | "InvalidVolumeID.Malformed" | "InvalidParameterValue" if self.is_of_a_volume() => (
+            "InvalidVolume.NotFound" | "InvalidVolumeID.Malformed" if self.is_of_a_volume() => (
                 Cause::Missing,
                 format!("see that {object} exists in {region}, and correct volumes and region in the [ebs] section"),
             ),
@@ -191,13 +205,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_action_and_the_object() {
-        for action in [
-            "DescribeVolumes",
-            "CreateSnapshot",
-            "CreateSnapshots",
-            "DeleteSnapshot",
-            "CopySnapshot",
-        ] {
+        for action in ["CreateSnapshot", "CreateSnapshots", "DeleteSnapshot", "CopySnapshot"] {
             let long = "You are not authorized to perform this operation. Encoded authorization failure message: abcdef";
             let (cause, text) = meaning(action, "vol-0a", "UnauthorizedOperation", long);
             assert_eq!(cause, Cause::Refused);
@@ -206,6 +214,8 @@ mod tests {
             assert!(text.contains(&format!("hint: allow ec2:{action} on {object}")), "{text}");
             assert!(!text.contains("abcdef"), "{text}");
         }
+        let (_, text) = meaning("DescribeVolumes", "vol-0a", "UnauthorizedOperation", "");
+        assert!(text.contains("hint: allow ec2:DescribeVolumes on * to"), "{text}");
     }
 
     #[test]

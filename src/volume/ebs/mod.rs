@@ -6,6 +6,8 @@ mod client;
 mod errors;
 pub mod folders;
 pub mod located;
+#[cfg(feature = "aws")]
+mod machine;
 pub mod mounts;
 #[cfg(feature = "aws")]
 mod presign;
