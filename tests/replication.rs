@@ -489,6 +489,35 @@ async fn two_histories_under_one_name_are_told_and_left_alone() {
     assert!(far.archive.timelines_from().await.unwrap() == 0, "it did not take over");
 }
 
+/// The record of a snapshot of volumes is rewritten, and may keep its size: it is behind until the other region has the last one.
+#[tokio::test]
+async fn a_record_that_changes_and_keeps_its_size_is_brought_up_to_date() {
+    let home = Made::new();
+    home.timeline(1, None, 1, gtids(1, 1, 0), gtids(1, 1, 0));
+    home.snapshot("a", 1, 1, gtids(1, 1, 5), 3600);
+    let dir = tempfile::tempdir().unwrap();
+    let far = folder(dir.path());
+    let copier = Copier {
+        home: home.archive.clone(),
+        replica: far.clone(),
+    };
+    let mut comparer = Comparer::new(home.archive.clone(), far.clone());
+    comparer.look().await.unwrap();
+    copier.copy(&comparer.missing(), &mut Copied::default()).await.unwrap();
+    assert_eq!(comparer.look().await.unwrap().behind.snapshots, 0);
+
+    let path = home.dir.path().join(keys::snapshot_key(&home.archive.shard, "a"));
+    let text = fs::read_to_string(&path).unwrap();
+    let changed = text.replace("\"server_version\": \"9.7.4\"", "\"server_version\": \"9.7.5\"");
+    assert!(text != changed && text.len() == changed.len());
+    fs::write(&path, &changed).unwrap();
+    assert_eq!(comparer.look().await.unwrap().behind.snapshots, 1);
+    copier.copy(&comparer.missing(), &mut Copied::default()).await.unwrap();
+    assert_eq!(comparer.look().await.unwrap().behind.snapshots, 0);
+    let there = fs::read_to_string(dir.path().join(keys::snapshot_key(&far.shard, "a"))).unwrap();
+    assert_eq!(there, changed);
+}
+
 /// What the other region's own rules have deleted is not behind, and does not come back.
 #[tokio::test]
 async fn what_was_deleted_there_by_its_own_rules_is_not_lacking() {

@@ -37,6 +37,8 @@ const REST_PER_FULL_LOOK: u32 = 20;
 const SERVERS_MAX: usize = 4;
 /// Segments before the cursor that are compared again: uploads run side by side, and an agent that died leaves holes among the last ones.
 const KEYS_BACK: usize = 64;
+/// Stores tell the time in seconds.
+const TICK_US: i64 = 2_000_000;
 const US_PER_S: f64 = 1e6;
 
 /// How far the replica is behind.
@@ -101,6 +103,8 @@ pub struct Comparer {
     differing: BTreeMap<String, String>,
     timelines: BTreeSet<String>,
     same_timelines: HashSet<String>,
+    /// Records of snapshots that are the same in both, and when home's was written: those of volumes change, and may keep their size.
+    same_records: HashMap<String, Option<i64>>,
     snapshots: Records,
     records_there: Sizes,
     cutoff: Cutoff,
@@ -121,6 +125,7 @@ impl Comparer {
             differing: BTreeMap::new(),
             timelines: BTreeSet::new(),
             same_timelines: HashSet::new(),
+            same_records: HashMap::new(),
             snapshots: Records::default(),
             records_there: Sizes::new(),
             cutoff: Cutoff::default(),
@@ -176,10 +181,15 @@ impl Comparer {
             self.differing.retain(|key, _| key.starts_with(&prefix));
         }
         self.notice(&home);
+        let changed = self.changed_records(&home, &there).await?;
         for object in &home {
             let Some(named) = object::name(&shard, &object.key) else {
                 continue;
             };
+            if changed.contains(&object.key) {
+                found.push((object.clone(), named, true));
+                continue;
+            }
             let age_us = self.newest_us.unwrap_or_default() - object.modified_us.unwrap_or_default();
             if named.snapshot.as_ref().is_none_or(|id| !self.cutoff.passes_over(id, age_us)) {
                 self.judge(object, named, there.get(&object.key).copied(), &mut found);
@@ -240,6 +250,33 @@ impl Comparer {
             }
         }
         Ok(())
+    }
+
+    /// The records of snapshots that are of one size in both, and not the same.
+    async fn changed_records(&mut self, home: &[ObjectMeta], there: &Sizes) -> anyhow::Result<HashSet<String>> {
+        let mut changed = HashSet::new();
+        let prefix = keys::snapshots_prefix(&self.home.shard);
+        for object in home.iter().filter(|o| keys::snapshot_id(&prefix, &o.key).is_some()) {
+            let is_known = self.same_records.get(&object.key) == Some(&object.modified_us);
+            if is_known || there.get(&object.key) != Some(&object.size_bytes) {
+                continue;
+            }
+            let (a, b) = (
+                self.home.store.get(&object.key).await,
+                self.replica.store.get(&object.key).await,
+            );
+            match (a, b) {
+                (Err(e), _) | (_, Err(e)) if e.is_not_found() => {}
+                (Err(e), _) | (_, Err(e)) => return Err(e.into()),
+                (Ok((a, _)), Ok((b, _))) if a != b => drop(changed.insert(object.key.clone())),
+                // Within one tick of the store's clock it may be written again.
+                (Ok(_), Ok(_)) if self.newest_us > object.modified_us.map(|at| at + TICK_US) => {
+                    self.same_records.insert(object.key.clone(), object.modified_us);
+                }
+                (Ok(_), Ok(_)) => {}
+            }
+        }
+        Ok(changed)
     }
 
     async fn look_at_everything(

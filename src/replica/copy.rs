@@ -94,10 +94,10 @@ impl Copier {
         }
         let condition = if missing.is_outdated {
             let (there, version) = self.replica.store.get(&missing.key).await?;
-            if is_ended(&there) {
+            if !may_follow(&there, &bytes) {
                 let url = self.replica.store.url();
                 bail!(
-                    "object {url}/{} says that the snapshot has ended, and something else than at home",
+                    "object {url}/{} says that the snapshot has ended, and otherwise than at home",
                     missing.key
                 );
             }
@@ -182,8 +182,22 @@ impl Copier {
     }
 }
 
-/// Whether a snapshot's record is one that never changes any more.
-fn is_ended(record: &[u8]) -> bool {
-    let state = serde_json::from_slice::<Speaking>(record).ok().and_then(|s| s.state);
-    state.is_some_and(|state| state != SnapshotState::Started)
+/// Whether one record of a snapshot may become another: an end is never taken back.
+fn may_follow(before: &[u8], after: &[u8]) -> bool {
+    let state = |record| serde_json::from_slice::<Speaking>(record).ok().and_then(|s| s.state);
+    let before = state(before);
+    before == Some(SnapshotState::Started) || before == state(after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshots_end_is_never_taken_back() {
+        let [started, complete, failed] = ["started", "complete", "failed"].map(|s| format!("{{\"state\": \"{s}\"}}"));
+        let may = |a: &String, b: &String| may_follow(a.as_bytes(), b.as_bytes());
+        assert!(may(&started, &complete) && may(&started, &failed) && may(&complete, &complete));
+        assert!(!may(&complete, &failed) && !may(&failed, &complete) && !may(&complete, &started));
+    }
 }

@@ -77,6 +77,11 @@ impl Cutoff {
                 let at_home = home.iter().find(|o| o.key == *key).and_then(|o| o.modified_us);
                 let finished_at_home_us = at_home.unwrap_or(finished_us);
                 let began_us = finished_at_home_us - (finished_us - taken.started_at_us).max(0);
+                // Those of volumes, which have no data here, are rewritten long after.
+                let began_us = match data {
+                    Some(_) => began_us,
+                    None => began_us.min(taken.started_at_us),
+                };
                 cutoff.oldest = Some((began_us, id.clone()));
             }
             cutoff.newest = Some(id);
