@@ -8,9 +8,9 @@ mod bad_archive;
 mod bad_input;
 mod candidate;
 #[cfg(feature = "aws")]
-mod ebs_recover;
-#[cfg(feature = "aws")]
 mod ebs;
+#[cfg(feature = "aws")]
+mod ebs_recover;
 mod ebs_steps;
 mod exact_targets;
 mod failover;
