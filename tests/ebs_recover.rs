@@ -90,6 +90,7 @@ impl Home {
         fs::create_dir(ec2.root().join("dr")).unwrap();
         server
             .execute(&[
+                "GRANT RELOAD ON *.* TO mysql_pitr@localhost",
                 "CREATE DATABASE d",
                 "CREATE TABLE d.t (id INT PRIMARY KEY AUTO_INCREMENT, w INT, v VARCHAR(500), KEY (w))",
                 "CREATE TABLE d.sums (w INT PRIMARY KEY, n BIGINT)",
@@ -427,6 +428,8 @@ async fn a_recovery_onto_volumes_that_fails_leaves_nothing_behind() {
             (home.dr.id.as_str(), "INSTANCE"),
         ];
         names.extend(volumes.iter().map(|v| (v.as_str(), "VOLUME")));
+        let plain: Vec<String> = volumes.iter().map(|v| v.replace('-', "")).collect();
+        names.extend(plain.iter().map(|v| (v.as_str(), "VOLUME")));
         assert_error(case, &said, &names);
         home.assert_nothing_left(case);
     };

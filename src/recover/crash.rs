@@ -15,6 +15,7 @@ use anyhow::{Context, anyhow};
 use crate::{
     archive::records::{FolderRole, Snapshot},
     support::{hint::with_hint, progress::Progress},
+    volume::mount,
 };
 
 use super::{
@@ -105,8 +106,12 @@ fn log_bin(snapshot: &Snapshot, workdir: &Workdir, volumes: &Volumes) -> anyhow:
     let lines: Vec<String> = files.iter().map(|f| format!("{}\n", f.display())).collect();
     fs::write(&index, lines.concat()).with_context(|| format!("cannot write {}", index.display()))?;
     workdir.own(&index)?;
-    if let Some(folder) = base.parent() {
+    // Up to the volume's root: they belong to whoever had that number on another machine.
+    for folder in base.ancestors().skip(1) {
         workdir.own(folder)?;
+        if mount::mounted(folder)?.is_some() {
+            break;
+        }
     }
     for file in &files {
         workdir.own(file)?;

@@ -39,7 +39,8 @@ use super::{
 };
 
 const FORMAT: u32 = 1;
-const FOLDER_MODE: u32 = 0o700;
+/// mysqld's user passes through.
+const FOLDER_MODE: u32 = 0o711;
 const RECOVERY_TAG: &str = "mysql-pitr:recovery";
 const RESTART_HINT: &str = "name another folder with --target-dir, or give --restart to throw that one away";
 /// What a datadir must not lie apart from: these are not moved.
@@ -140,25 +141,24 @@ impl Volumes {
             made.with_context(|| format!("cannot create {}", folder.display()))?;
         }
         let lock = workdir::lock(&folder, &target)?;
-        let opened = Volumes::open_locked(archive, snapshot, target, folder.clone(), lock, settings, restart, progress).await;
+        let opened = Volumes::open_locked(archive, snapshot, target, lock, settings, restart, progress).await;
         if opened.is_err() && is_new {
             let _ = fs::remove_dir_all(&folder);
         }
         opened
     }
 
-    #[allow(clippy::too_many_arguments)]
     async fn open_locked(
         archive: &Archive,
         snapshot: &Snapshot,
         target: PathBuf,
-        folder: PathBuf,
         lock: File,
         settings: &Settings,
         restart: bool,
         progress: &Progress,
     ) -> anyhow::Result<Volumes> {
-        let (left, settings) = (Journal::read(&folder)?, settings.clone());
+        let (folder, settings) = (folder_of(&target)?, settings.clone());
+        let left = Journal::read(&folder)?;
         let Some(journal) = left else {
             ensure_free(&target)?;
             let disks = ebs::disks(&settings.reach).await?;

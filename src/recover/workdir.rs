@@ -87,6 +87,9 @@ impl Workdir {
         if !there {
             ensure_empty(&target, occupied.as_deref())?;
             make_folder(&work)?;
+        }
+        // A copied volume belongs to whoever had that number on another machine.
+        if !there || source == Source::Volume {
             run_as
                 .as_ref()
                 .map_or(Ok(()), |user| user.own(&target).and_then(|()| user.own(&work)))?;

@@ -249,10 +249,15 @@ fn snapshots_seen(world: &mut World, form: &Form, answer: &str) -> String {
 }
 
 fn page(world: &World, form: &Form, answer: &str, set: &str, items: &[String]) -> String {
+    // What is asked for by its ids EC2 gives at once.
+    let is_paged = !form
+        .keys()
+        .any(|k| k.starts_with("VolumeId.") || k.starts_with("SnapshotId."));
     let from: usize = form.get("NextToken").map_or(0, |t| t.parse().unwrap()).min(items.len());
     let until = world
         .behaviour
         .page_items
+        .filter(|_| is_paged)
         .map_or(items.len(), |n| (from + n).min(items.len()));
     let next = (until < items.len()).then_some(until);
     xml::with_items(answer, set, &items[from..until], next)
