@@ -213,7 +213,8 @@ impl Frozen {
     pub async fn thaw(mut self) -> anyhow::Result<Thawed> {
         let begun = Instant::now();
         let left = self.left();
-        let lost = || anyhow!("the lock was lost after {} ms", self.locked_at.elapsed().as_millis());
+        let locked_at = self.locked_at;
+        let lost = || anyhow!("the lock was lost after {} ms", locked_at.elapsed().as_millis());
         if left.is_zero() {
             bail!(
                 "the lock was held for longer than {} ms, and whatever was begun under it does not count",

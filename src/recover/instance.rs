@@ -77,6 +77,7 @@ pub struct Instance {
 
 impl Instance {
     pub async fn start(mysqld: &Path, workdir: &Workdir, snapshot: &Snapshot, purpose: Purpose) -> anyhow::Result<Instance> {
+        ensure_below_datadir(snapshot)?;
         let password = Secret::random();
         let init_file = workdir.scratch().join("init.sql");
         // What is not logged takes no GTID.
@@ -143,6 +144,19 @@ impl Instance {
         self.session.close().await;
         self.server.stop(STOP_TIMEOUT).await
     }
+}
+
+/// A record comes from a bucket: what it names must not lead out of the data.
+fn ensure_below_datadir(snapshot: &Snapshot) -> anyhow::Result<()> {
+    const VARIABLE: &str = "innodb_data_file_path";
+    let files = snapshot.variables.get(VARIABLE).map_or("", String::as_str);
+    if files.contains('/') {
+        anyhow::bail!(
+            "snapshot {} has {VARIABLE} `{files}`, and only files in the datadir itself are recovered",
+            snapshot.id
+        );
+    }
+    Ok(())
 }
 
 fn arguments(workdir: &Workdir, snapshot: &Snapshot, purpose: &Purpose) -> Vec<String> {

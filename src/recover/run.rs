@@ -246,7 +246,7 @@ async fn make(
     progress: &Progress,
     workdir: &mut Workdir,
     course: &mut Course,
-    mut volumes: Option<&mut Volumes>,
+    volumes: Option<&mut Volumes>,
 ) -> anyhow::Result<(Verified, Replayed)> {
     let mut replayed = Replayed::default();
     let lacks_proof = settings.verify_tables && workdir.verified().is_some_and(|v| v.tables.is_none());
@@ -270,7 +270,7 @@ async fn make(
             }
         }
     }
-    if let Some(volumes) = volumes.as_deref_mut().filter(|_| workdir.reached() == Reached::Unpacked) {
+    if let Some(volumes) = volumes.filter(|_| workdir.reached() == Reached::Unpacked) {
         if let Some(text) = forget_copied_server(&plan.snapshot, workdir, volumes)? {
             course.warn(progress, text);
         }

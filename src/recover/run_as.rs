@@ -1,6 +1,6 @@
 //! The user under whom the server runs.
 
-use std::{os::unix::fs::chown, path::Path};
+use std::{os::unix::fs::lchown, path::Path};
 
 use anyhow::Context;
 use nix::unistd::{User, geteuid};
@@ -46,6 +46,7 @@ impl RunAs {
     }
 
     pub fn own(&self, path: &Path) -> anyhow::Result<()> {
-        chown(path, Some(self.uid), Some(self.gid)).with_context(|| format!("cannot give {} to {}", path.display(), self.name))
+        // A link may lead anywhere: it is the link that is given.
+        lchown(path, Some(self.uid), Some(self.gid)).with_context(|| format!("cannot give {} to {}", path.display(), self.name))
     }
 }

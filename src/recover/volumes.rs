@@ -6,7 +6,6 @@
 
 use std::{
     fs::{self, DirBuilder, File},
-    io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,43 +13,33 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
+use serde::Serialize;
 
 use crate::{
-    archive::{
-        listing::Archive,
-        records::{FolderRole, Snapshot},
-    },
+    archive::{listing::Archive, records::Snapshot},
     support::{
-        clock, durable,
         hint::{OrHint, message, with_hint},
         progress::Progress,
     },
     volume::{
-        disks::{Disks, Order, Place, Reach, Shape},
+        disks::{Disks, Order, Reach, Shape},
         ebs, mount,
     },
 };
+
+mod intent;
+
+use intent::{Journal, datadir};
 
 use super::{
     journal,
     workdir::{self, first_entry},
 };
 
-const FORMAT: u32 = 1;
 /// mysqld's user passes through.
 const FOLDER_MODE: u32 = 0o711;
 const RECOVERY_TAG: &str = "mysql-pitr:recovery";
 const RESTART_HINT: &str = "name another folder with --target-dir, or give --restart to throw that one away";
-/// What a datadir must not lie apart from: these are not moved.
-const IN_DATADIR: [FolderRole; 5] = [
-    FolderRole::System,
-    FolderRole::Redo,
-    FolderRole::Undo,
-    FolderRole::Doublewrite,
-    FolderRole::Tablespaces,
-];
 
 /// How volumes are made, and found on this machine.
 #[derive(Debug, Clone)]
@@ -71,43 +60,6 @@ pub struct OnVolume {
     pub filesystem: String,
 }
 
-/// What a recovery makes in EC2.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Journal {
-    format: u32,
-    /// Names whatever it makes.
-    id: Uuid,
-    archive: String,
-    shard: String,
-    snapshot: String,
-    place: Place,
-    begun_at: String,
-    /// Whether the target folder was not there before.
-    created_target: bool,
-    /// Whether the data may be in place already: nothing is given back or arranged any more.
-    finishing: bool,
-    volumes: Vec<Made>,
-}
-
-/// A volume that is made, or about to be.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Made {
-    snapshot_id: String,
-    filesystem: String,
-    partition: Option<u32>,
-    /// Where the copied server had it.
-    was_at: PathBuf,
-    /// Where it is here.
-    mount_point: PathBuf,
-    holds_data: bool,
-    /// Stored before EC2 is asked for it.
-    asked: bool,
-    /// None until EC2 has answered.
-    volume_id: Option<String>,
-    /// Not needed any more, and given back.
-    released: bool,
-}
-
 /// The volumes of a recovery that is under way.
 #[derive(Debug)]
 pub struct Volumes {
@@ -115,6 +67,8 @@ pub struct Volumes {
     journal: Journal,
     disks: Arc<dyn Disks>,
     settings: Settings,
+    /// Whether another process began it.
+    resumed: bool,
     /// Held until this process ends, however it ends.
     _lock: File,
 }
@@ -169,13 +123,13 @@ impl Volumes {
                 journal,
                 disks,
                 settings,
+                resumed: false,
                 _lock: lock,
             });
         };
-        if journal.finishing && !workdir::work_of(&target).exists() {
-            fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-            let e = anyhow!("the recovery into {} has finished already", target.display());
-            return Err(with_hint(e, "start mysqld on it, or name another folder with --target-dir"));
+        // After a start of the machine it is not mounted, and that says nothing.
+        if journal.finishing && mount::mounted(&target)?.is_some() {
+            ensure_unfinished(&target, &folder)?;
         }
         let disks = ebs::disks_at(&settings.reach, journal.place.clone()).await?;
         let mut volumes = Volumes {
@@ -183,12 +137,12 @@ impl Volumes {
             journal,
             disks,
             settings,
+            resumed: !restart,
             _lock: lock,
         };
         let left = &volumes.journal;
-        let is_same = left.archive == archive.store.url().to_string()
-            && left.shard == *archive.shard.to_string()
-            && left.snapshot == snapshot.id;
+        let is_same =
+            left.archive == archive.store.url() && left.shard == *archive.shard.to_string() && left.snapshot == snapshot.id;
         if restart {
             progress.phase("giving back the volumes of the recovery that was interrupted");
             volumes.begin_anew(archive, snapshot, &target).await?;
@@ -222,6 +176,9 @@ impl Volumes {
     pub async fn mount(&mut self, archive: &Archive, snapshot: &Snapshot, progress: &Progress) -> anyhow::Result<()> {
         self.mount_all(progress).await?;
         let target = self.target().to_owned();
+        if self.journal.finishing {
+            return ensure_unfinished(&target, &self.folder);
+        }
         if journal::was_torn(&workdir::work_of(&target))? {
             progress.note(
                 "the machine was started anew since: what was written to the volume last may be lost, so another one is made from the snapshot",
@@ -334,7 +291,22 @@ impl Volumes {
 
     async fn give_back(&self, at: usize) -> anyhow::Result<()> {
         let made = &self.journal.volumes[at];
-        mount::unmount(&made.mount_point).await?;
+        if let Some(there) = mount::mounted(&made.mount_point)? {
+            let device = match &made.volume_id {
+                Some(id) => mount::device(&self.settings.device_dir, id, made.partition, Duration::ZERO)
+                    .await
+                    .ok(),
+                None => None,
+            };
+            if device.as_ref() != Some(&there) {
+                bail!(
+                    "{}, which is mounted at {}, is not of this recovery",
+                    there.display(),
+                    made.mount_point.display()
+                );
+            }
+            mount::unmount(&made.mount_point).await?;
+        }
         let id = match &made.volume_id {
             Some(id) => Some(id.clone()),
             None if made.asked => self.disks.find((RECOVERY_TAG, &self.journal.tag(at))).await?,
@@ -361,11 +333,12 @@ impl Volumes {
         self.journal.write(&self.folder)
     }
 
-    /// After a failure: nothing of it is left, or it is said what is.
+    /// After a failure: nothing of it is left, or it is said what is. What another process began stays: hours of work may be in it, and what
+    /// failed may be this command's mistake. So does what may be a server by now.
     pub async fn end_failed(mut self, progress: &Progress) {
         let named: Vec<&str> = self.journal.volumes.iter().filter_map(|m| m.volume_id.as_deref()).collect();
         let named = named.join(", ");
-        if self.settings.keep {
+        if self.settings.keep || self.resumed || self.journal.finishing {
             progress.note(&format!(
                 "kept: {named} in {}, mounted at {}. The same command goes on with it, --restart gives it back and begins anew",
                 self.journal.place.region,
@@ -403,103 +376,15 @@ impl Volumes {
     }
 }
 
-impl Journal {
-    fn begin(archive: &Archive, snapshot: &Snapshot, target: &Path, folder: &Path, place: Place) -> anyhow::Result<Journal> {
-        let datadir = datadir(snapshot)?;
-        for held in snapshot.volumes.iter().flat_map(|v| &v.holds) {
-            if IN_DATADIR.contains(&held.role) && !held.path.starts_with(&datadir) {
-                let e = anyhow!(
-                    "snapshot {} is of a server whose {} lies in {}, outside its datadir {}",
-                    snapshot.id,
-                    held.role,
-                    held.path.display(),
-                    datadir.display()
-                );
-                let hint = "such a copy is not recovered by this command: recover from a snapshot of the clone provider, or mount the volumes by hand";
-                return Err(with_hint(e, hint));
-            }
-        }
-        let mut volumes = Vec::new();
-        for (i, v) in snapshot.volumes.iter().enumerate() {
-            let Some(snapshot_id) = v.complete_in(&place.region) else {
-                let e = anyhow!(
-                    "snapshot {} has no complete copy of volume {} in {}",
-                    snapshot.id,
-                    v.volume_id,
-                    place.region
-                );
-                return Err(with_hint(
-                    e,
-                    "recover in the region that has one: `mysql-pitr list` says which",
-                ));
-            };
-            let holds_data = v.holds.iter().any(|h| h.role == FolderRole::Datadir);
-            volumes.push(Made {
-                snapshot_id: snapshot_id.to_owned(),
-                filesystem: v.filesystem.clone(),
-                partition: v.partition,
-                was_at: v.mount_point.clone(),
-                mount_point: if holds_data {
-                    target.to_owned()
-                } else {
-                    folder.join(i.to_string())
-                },
-                holds_data,
-                asked: false,
-                volume_id: None,
-                released: false,
-            });
-        }
-        // The target covers what lies below it.
-        volumes.sort_by_key(|m| !m.holds_data);
-        Ok(Journal {
-            format: FORMAT,
-            id: Uuid::new_v4(),
-            archive: archive.store.url().to_string(),
-            shard: archive.shard.to_string(),
-            snapshot: snapshot.id.clone(),
-            place,
-            begun_at: clock::format_utc(clock::now_us()),
-            created_target: !target.exists(),
-            finishing: false,
-            volumes,
-        })
+/// # Errors
+/// Where the data are in place: then nothing is left to be done.
+fn ensure_unfinished(target: &Path, folder: &Path) -> anyhow::Result<()> {
+    if workdir::work_of(target).exists() {
+        return Ok(());
     }
-
-    fn read(folder: &Path) -> anyhow::Result<Option<Journal>> {
-        let path = folder.join(journal::FILE);
-        let bytes = match fs::read(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            read => read.with_context(|| format!("cannot read {}", path.display()))?,
-        };
-        let journal: Journal =
-            serde_json::from_slice(&bytes).with_context(|| format!("{} is not a recovery's journal", path.display()))?;
-        if journal.format > FORMAT {
-            bail!("{} was written by a newer mysql-pitr", path.display());
-        }
-        Ok(Some(journal))
-    }
-
-    fn write(&self, folder: &Path) -> anyhow::Result<()> {
-        let path = folder.join(journal::FILE);
-        durable::write(&path, &serde_json::to_vec_pretty(self)?).with_context(|| format!("cannot write {}", path.display()))
-    }
-
-    /// What a volume is found by, and made but once.
-    fn tag(&self, at: usize) -> String {
-        format!("{}-{at}", self.id)
-    }
-}
-
-fn datadir(snapshot: &Snapshot) -> anyhow::Result<PathBuf> {
-    let mut held = snapshot.volumes.iter().flat_map(|v| &v.holds);
-    let datadir = held.find(|h| h.role == FolderRole::Datadir).map(|h| h.path.clone());
-    datadir.with_context(|| {
-        format!(
-            "the record of snapshot {} names no volume that holds the datadir",
-            snapshot.id
-        )
-    })
+    fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    let e = anyhow!("the recovery into {} has finished already", target.display());
+    Err(with_hint(e, "start mysqld on it, or name another folder with --target-dir"))
 }
 
 /// The target, of which the last part need not be there.
