@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// How far apart two regions' timelines are numbered where one could not be asked what it had claimed last.
+/// How far apart two regions' timelines are numbered: what the one that is left behind claims unseen, or at the last moment, keeps its own.
 const TIMELINES_APART: u32 = 100;
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 const US_PER_S: i64 = 1_000_000;
@@ -61,7 +61,7 @@ pub async fn take_over(ours: &Archive, other: Other<'_>, by: String, progress: &
                 .await
                 .with_context(|| format!("the store that is to be left behind, {url}, cannot be asked"))
                 .hint(hint)?;
-            let wanted = new_fence(url, by, now_us, newest.max(there) + 1);
+            let wanted = new_fence(url, by, now_us, newest.max(there) + TIMELINES_APART);
             archive
                 .set_fence(&wanted)
                 .await
@@ -72,7 +72,7 @@ pub async fn take_over(ours: &Archive, other: Other<'_>, by: String, progress: &
             // Until its agents had noticed, they could claim.
             let there = newest_timeline(archive).await?;
             Fence {
-                timelines_from: there.max(newest) + 1,
+                timelines_from: there.max(newest) + TIMELINES_APART,
                 ..fence
             }
         }
@@ -80,6 +80,14 @@ pub async fn take_over(ours: &Archive, other: Other<'_>, by: String, progress: &
     ours.set_fence(&fence).await?;
     let own = ours.store.url();
     if let Other::Fenced { archive, .. } = &other {
+        // Somebody who moves the shard the other way at the same time lifts it.
+        let stands = archive.fence_of(&fence.store).await?.is_some_and(|(f, _)| f.stands());
+        if !stands {
+            bail!(
+                "the fence around {} was lifted meanwhile: the shard is being moved there by somebody else",
+                fence.store
+            );
+        }
         archive.lift_fence(own, now_us).await?;
     }
     // Last of all: from here on agents ship to this store.
@@ -109,6 +117,14 @@ async fn wait_until_level(
         let look = match comparer.look().await {
             Ok(look) => look,
             Err(e) if e.downcast_ref::<StoreError>().is_some_and(StoreError::is_transient) => {
+                if Duration::from_secs(((ours.clock.now_us() - begun_us) / US_PER_S).max(0).unsigned_abs()) >= patience {
+                    let e =
+                        e.context("a store went away while everything was to arrive; the fence stands, and nothing took over");
+                    return Err(with_hint(
+                        e,
+                        "the same command goes on; if the other store is gone for good, say --other-is-dead",
+                    ));
+                }
                 sleep(LOOK_INTERVAL).await;
                 continue;
             }
