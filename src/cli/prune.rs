@@ -19,7 +19,7 @@ use crate::{
 
 use super::output::{self, count, say};
 
-/// Delete what no rule of [retention] keeps: old snapshots, the binlogs before those that stay, and leftovers
+/// Delete what no rule of `[retention]` keeps: old snapshots, the binlogs before those that stay, and leftovers
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

@@ -16,9 +16,9 @@ use super::{
     output::{self, say},
 };
 
-/// Go on in this region: from now on the shard is shipped to [store], and no longer to [replica].
+/// Go on in this region: from now on the shard is shipped to `[store]`, and no longer to `[replica]`.
 ///
-/// Run it with the configuration of the region that takes over: its [store] is that region's bucket, its [replica] the one that is left
+/// Run it with the configuration of the region that takes over: its `[store]` is that region's bucket, its `[replica]` the one that is left
 /// behind. A fence around that one keeps its agents from shipping and claiming; what it holds is waited for. The way back is the same
 /// command with the other region's configuration.
 #[derive(Debug, clap::Args)]
