@@ -220,7 +220,7 @@ async fn several_volumes_are_taken_in_one_request() {
 /// The agent is killed where it hurts, and its successor goes on.
 #[tokio::test]
 async fn an_agent_that_dies_anywhere_is_continued() {
-    let stage = stage("lock_hold = \"200s\"\ncreate_timeout = \"120s\"", "tables").await;
+    let stage = stage("", "tables").await;
     let agent = stage.agent().await;
 
     // Under the lock, with the snapshot made and not answered: the lock ends with the agent, and what was made is deleted.
@@ -364,7 +364,7 @@ async fn refusals_name_the_action() {
 /// With writes going on the role is watched all the same.
 #[tokio::test]
 async fn a_server_that_loses_its_role_gives_the_snapshot_up() {
-    let stage = stage("lock_hold = \"200s\"\ncreate_timeout = \"120s\"", "instance").await;
+    let stage = stage("", "instance").await;
     let agent = stage.agent().await;
     stage.front.withhold("CreateSnapshot");
     let calls = stage.front.calls("CreateSnapshot");
@@ -413,7 +413,7 @@ async fn a_candidate_takes_it_while_it_is_one() {
     let shipper = shipping.agent();
     shipping.wait_shipped(&primary).await;
     let volumes = vec![volume(&client(&moto, HOME_REGION), 8).await];
-    let options = format!("lock_hold = \"200s\"\ncreate_timeout = \"120s\"\n{}", orchestrator(port));
+    let options = orchestrator(port);
     let named = format!("\"{}\"", volumes[0]);
     let mut stage = set(replica, moto, volumes, &named, &options, "tables", None).await;
     stage

@@ -177,7 +177,8 @@ impl Home {
             .map(|(id, at)| format!("\"{}={id}\"", at.display()))
             .collect();
         let section = format!(
-            "[ebs]\nregion = \"{HOME}\"\nendpoint = \"{}\"\ndr_region = \"{DR}\"\nvolumes = [{}]\n",
+            "[ebs]\nregion = \"{HOME}\"\nendpoint = \"{}\"\ndr_region = \"{DR}\"\nvolumes = [{}]\n\
+             lock_hold = \"200s\"\ncreate_timeout = \"120s\"\n",
             self.ec2.endpoint,
             volumes.join(", ")
         );

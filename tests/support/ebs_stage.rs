@@ -93,8 +93,12 @@ pub async fn set(
     logs: Option<tempfile::TempDir>,
 ) -> Stage {
     let front = Front::start(&moto.endpoint).await;
+    // A disk that other tests keep busy takes long to sync.
+    let patient = [("lock_hold", "200s"), ("create_timeout", "120s")].into_iter();
+    let patient = patient.filter(|(key, _)| !options.contains(key));
+    let patient: String = patient.map(|(key, value)| format!("{key} = \"{value}\"\n")).collect();
     let ebs = format!(
-        "[ebs]\nregion = \"{HOME}\"\nendpoint = \"{}\"\nvolumes = [{named}]\ndr_region = \"{AWAY}\"\n{options}\n",
+        "[ebs]\nregion = \"{HOME}\"\nendpoint = \"{}\"\nvolumes = [{named}]\ndr_region = \"{AWAY}\"\n{patient}{options}\n",
         front.endpoint
     );
     let mut node = Node::new(&server, &ebs);
