@@ -112,12 +112,13 @@ async fn wait_until_level(
     progress.phase("waiting for everything to be here");
     let mut comparer = Comparer::new(other.clone(), ours.clone());
     let begun_us = ours.clock.now_us();
+    let since = |at_us: i64| Duration::from_secs(((ours.clock.now_us() - at_us) / US_PER_S).max(0).unsigned_abs());
     loop {
         comparer.forget();
         let look = match comparer.look().await {
             Ok(look) => look,
             Err(e) if e.downcast_ref::<StoreError>().is_some_and(StoreError::is_transient) => {
-                if Duration::from_secs(((ours.clock.now_us() - begun_us) / US_PER_S).max(0).unsigned_abs()) >= patience {
+                if since(begun_us) >= patience {
                     let e =
                         e.context("a store went away while everything was to arrive; the fence stands, and nothing took over");
                     return Err(with_hint(
@@ -133,9 +134,7 @@ async fn wait_until_level(
         if comparer.has_two_histories() {
             bail!("both stores were shipped to: {}", look.differing.join("; "));
         }
-        let now_us = ours.clock.now_us();
         let lacks = comparer.missing();
-        let since = |at_us: i64| Duration::from_secs(((now_us - at_us) / US_PER_S).max(0).unsigned_abs());
         if lacks.is_empty() && since(fence.set_at_us) >= settle {
             return Ok(());
         }

@@ -51,10 +51,17 @@ enum Standing {
 }
 
 /// The volumes of one region.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Volumes {
     client: Client,
     place: Place,
+}
+
+/// Without the client, whose own `Debug` shows the access key's id.
+impl fmt::Debug for Volumes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Volumes").field("place", &self.place).finish_non_exhaustive()
+    }
 }
 
 /// As the AWS configuration says, or the metadata service.
