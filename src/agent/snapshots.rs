@@ -19,11 +19,11 @@ use uuid::Uuid;
 use crate::{
     archive::{
         listing::Archive,
-        path::{self, Path, PathError},
+        path::{Path, PathError},
         records::{Snapshot, SnapshotState},
     },
     mysql::{endpoint::Endpoint, query::Session},
-    ship::standing::Standing,
+    ship::{is_primary, standing::Standing},
     snapshot::{
         request::{self, Requests},
         schedule::{self, Schedule},
@@ -259,8 +259,7 @@ impl Snapshots {
         if !standing.ships() {
             return Ok(true);
         }
-        let (timelines, server_uuid) = (self.archive.timelines().await?, self.server_uuid().await?);
-        Ok(path::tip(&timelines).is_some_and(|tip| tip.server_uuid == server_uuid))
+        Ok(is_primary(&self.archive.timelines().await?, self.server_uuid().await?))
     }
 
     /// One snapshot, which answers whatever is asked for until now. `origin`: why.

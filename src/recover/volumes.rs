@@ -115,7 +115,7 @@ impl Volumes {
         let left = Journal::read(&folder)?;
         let Some(journal) = left else {
             ensure_free(&target)?;
-            let disks = ebs::disks(&settings.reach).await?;
+            let disks = ebs::disks(&settings.reach, None).await?;
             let journal = Journal::begin(archive, snapshot, &target, &folder, disks.place().clone())?;
             journal.write(&folder)?;
             return Ok(Volumes {
@@ -131,7 +131,7 @@ impl Volumes {
         if journal.finishing && mount::mounted(&target)?.is_some() {
             ensure_unfinished(&target, &folder)?;
         }
-        let disks = ebs::disks_at(&settings.reach, journal.place.clone()).await?;
+        let disks = ebs::disks(&settings.reach, Some(journal.place.clone())).await?;
         let mut volumes = Volumes {
             folder,
             journal,

@@ -23,6 +23,7 @@ pub mod standing;
 mod status;
 mod tail;
 
+pub use lineage::is_primary;
 pub use round::Settings;
 pub use settle::timeline_of;
 pub use shipper::Shipper;

@@ -110,6 +110,9 @@ fn normal(text: &str) -> String {
         } else if let Some(id) = rest.strip_prefix("(request ") {
             out.push_str("(request ID");
             rest = &id[id.find(')').unwrap_or(id.len())..];
+        } else if let Some(id) = rest.strip_prefix("snap-").filter(|id| id.starts_with(is_hexadecimal)) {
+            out.push_str("SNAP");
+            rest = id.trim_start_matches(is_hexadecimal);
         } else if let Some(len) = size_len(rest).filter(|_| !out.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '.')) {
             out.push_str("SIZE");
             rest = &rest[len..];
@@ -119,6 +122,10 @@ fn normal(text: &str) -> String {
         }
     }
     out
+}
+
+fn is_hexadecimal(c: char) -> bool {
+    c.is_ascii_hexdigit()
 }
 
 fn matches(pattern: &str, text: &str) -> bool {

@@ -8,9 +8,13 @@ pub mod folders;
 pub mod located;
 #[cfg(feature = "aws")]
 mod machine;
+#[cfg(feature = "aws")]
+mod made;
 pub mod mounts;
 #[cfg(feature = "aws")]
 mod presign;
+#[cfg(feature = "aws")]
+mod snapshots;
 #[cfg(feature = "aws")]
 mod volumes;
 
@@ -36,57 +40,61 @@ pub struct EbsOptions {
     pub tags: BTreeMap<String, String>,
 }
 
-/// The client. Nothing is asked for yet.
+/// EC2 as one that makes snapshots. Nothing is asked for yet.
 #[cfg(feature = "aws")]
 pub fn open(options: EbsOptions) -> anyhow::Result<Arc<dyn Cloud>> {
-    Ok(Arc::new(client::Ec2::new(options)))
+    Ok(Arc::new(snapshots::Snapshots::new(options, None)))
+}
+
+/// The same with an AWS configuration that the caller has read.
+#[cfg(feature = "aws")]
+pub fn open_with(options: EbsOptions, shared: aws_config::SdkConfig) -> Arc<dyn Cloud> {
+    Arc::new(snapshots::Snapshots::new(options, Some(shared)))
 }
 
 #[cfg(not(feature = "aws"))]
 pub fn open(_options: EbsOptions) -> anyhow::Result<Arc<dyn Cloud>> {
-    use crate::support::hint::with_hint;
-    let e = anyhow::anyhow!("this mysql-pitr cannot take snapshots of EBS volumes: it was built without AWS");
-    Err(with_hint(e, "use a build with the `aws` feature, which is on by default"))
+    Err(without_aws("take snapshots of EBS volumes"))
 }
 
 /// Which region this machine is in: as configured, as the AWS configuration says, or by its metadata service.
+#[cfg(feature = "aws")]
 pub async fn region(reach: &Reach) -> Option<String> {
-    match &reach.region {
-        Some(region) => Some(region.clone()),
-        #[cfg(feature = "aws")]
-        None => volumes::region_of_machine().await,
-        #[cfg(not(feature = "aws"))]
-        None => None,
-    }
+    client::Clients::new(reach.region.clone(), None).home_region().await
 }
 
-/// The volumes of this machine's region.
+#[cfg(not(feature = "aws"))]
+pub async fn region(reach: &Reach) -> Option<String> {
+    reach.region.clone()
+}
+
+/// EC2 as one that makes volumes for the machine at `place`, or for this one.
+///
+/// # Errors
+/// Where nobody says where this machine is.
 #[cfg(feature = "aws")]
-pub async fn disks(reach: &Reach) -> anyhow::Result<Arc<dyn Disks>> {
-    let place = volumes::place(reach).await?;
-    disks_at(reach, place).await
+pub async fn disks(reach: &Reach, place: Option<Place>) -> anyhow::Result<Arc<dyn Disks>> {
+    Ok(Arc::new(volumes::Volumes::open(reach, place, None).await?))
 }
 
-/// The volumes of a region of which it is known already.
+/// The same with an AWS configuration that the caller has read.
+///
+/// # Errors
+/// As [`disks`].
 #[cfg(feature = "aws")]
-pub async fn disks_at(reach: &Reach, place: Place) -> anyhow::Result<Arc<dyn Disks>> {
-    Ok(Arc::new(volumes::Volumes::open(place, reach.endpoint.as_deref()).await))
+pub async fn disks_with(reach: &Reach, place: Option<Place>, shared: aws_config::SdkConfig) -> anyhow::Result<Arc<dyn Disks>> {
+    Ok(Arc::new(volumes::Volumes::open(reach, place, Some(shared)).await?))
 }
 
 #[cfg(not(feature = "aws"))]
-pub async fn disks(_reach: &Reach) -> anyhow::Result<Arc<dyn Disks>> {
-    Err(without_aws())
+pub async fn disks(_reach: &Reach, _place: Option<Place>) -> anyhow::Result<Arc<dyn Disks>> {
+    Err(without_aws("make EBS volumes"))
 }
 
 #[cfg(not(feature = "aws"))]
-pub async fn disks_at(_reach: &Reach, _place: Place) -> anyhow::Result<Arc<dyn Disks>> {
-    Err(without_aws())
-}
-
-#[cfg(not(feature = "aws"))]
-fn without_aws() -> anyhow::Error {
+fn without_aws(what: &str) -> anyhow::Error {
     crate::support::hint::with_hint(
-        anyhow::anyhow!("this mysql-pitr cannot make EBS volumes: it was built without AWS"),
+        anyhow::anyhow!("this mysql-pitr cannot {what}: it was built without AWS"),
         "use a build with the `aws` feature, which is on by default",
     )
 }

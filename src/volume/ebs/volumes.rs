@@ -6,29 +6,29 @@ use std::{collections::BTreeSet, fmt, time::Duration};
 
 use anyhow::{anyhow, bail};
 use async_trait::async_trait;
-use aws_config::{BehaviorVersion, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_config::SdkConfig;
 use aws_sdk_ec2::{
     Client,
-    config::Region,
-    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
-    operation::RequestId,
     types::{Filter, ResourceType, Tag, TagSpecification, Volume, VolumeState, VolumeType},
 };
 use tokio::time::{Instant, sleep};
 
+use super::{
+    client::Clients,
+    errors::{Call, Caller},
+    machine,
+};
 use crate::{
     support::{
         hint::{OrHint, with_hint},
         retry::Backoff,
     },
-    volume::disks::{Disks, Order, Place, Reach},
+    volume::{
+        cloud::{Cause, CloudError},
+        disks::{Disks, Order, Place, Reach},
+    },
 };
 
-/// EC2 throttles everybody now and then, for seconds.
-const ATTEMPTS: u32 = 8;
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(20);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// EC2 takes seconds for a volume, minutes where it is busy.
 const VOLUME_PATIENCE: Duration = Duration::from_secs(900);
 /// EC2 may not know for a moment what it has just made.
@@ -37,7 +37,6 @@ const LOOK_INTERVAL_FIRST: Duration = Duration::from_millis(250);
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// What EC2 recommends for data on Linux. NVMe devices are named otherwise, but EC2 wants a name.
 const DEVICE_NAMES: std::ops::RangeInclusive<char> = 'f'..='p';
-const NOT_FOUND: &str = "InvalidVolume.NotFound";
 
 /// How a volume stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +50,7 @@ enum Standing {
 }
 
 /// The volumes of one region.
-#[derive(Clone)]
-pub struct Volumes {
+pub(super) struct Volumes {
     client: Client,
     place: Place,
 }
@@ -64,73 +62,37 @@ impl fmt::Debug for Volumes {
     }
 }
 
-/// As the AWS configuration says, or the metadata service.
-pub async fn region_of_machine() -> Option<String> {
-    let found = aws_config::meta::region::RegionProviderChain::default_provider()
-        .region()
-        .await;
-    found.map(|r| r.to_string())
-}
-
-/// Where this process runs.
-pub async fn place(reach: &Reach) -> anyhow::Result<Place> {
-    const HINT: &str = "on an instance of EC2 see to it that its metadata service answers; else set region, availability_zone and instance_id in \
-                        the [recover.volume] section";
-    let region = super::region(reach)
-        .await
-        .ok_or_else(|| with_hint(anyhow!("nobody says in which AWS region this machine is"), HINT))?;
-    let metadata = aws_config::imds::Client::builder().build();
-    let ask = async |known: &Option<String>, path: &str, what: &str| match known {
-        Some(known) => Ok(known.clone()),
-        None => match metadata.get(path).await {
-            Ok(answer) => Ok(String::from(answer)),
-            Err(e) => {
-                let e = anyhow!("the metadata service does not say {what}: {}", DisplayErrorContext(&e));
-                Err(with_hint(e, HINT))
-            }
-        },
-    };
-    Ok(Place {
-        region,
-        zone: ask(
-            &reach.zone,
-            "/latest/meta-data/placement/availability-zone",
-            "in which availability zone this machine is",
-        )
-        .await?,
-        instance: ask(
-            &reach.instance,
-            "/latest/meta-data/instance-id",
-            "which instance this machine is",
-        )
-        .await?,
-    })
-}
-
 impl Volumes {
-    pub async fn open(place: Place, endpoint: Option<&str>) -> Volumes {
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-            .operation_timeout(CALL_TIMEOUT);
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .region(Region::new(place.region.clone()))
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS))
-            .timeout_config(timeouts.build());
-        if let Some(endpoint) = endpoint {
-            loader = loader.endpoint_url(endpoint);
-        }
-        let client = Client::new(&loader.load().await);
-        Volumes { client, place }
+    /// For the machine at `place`; where that is not known, for the one that this process runs on. `shared`: its AWS configuration, if the
+    /// caller has read it.
+    pub(super) async fn open(reach: &Reach, place: Option<Place>, shared: Option<SdkConfig>) -> anyhow::Result<Volumes> {
+        let region = place.as_ref().map(|p| p.region.clone()).or_else(|| reach.region.clone());
+        let clients = match shared {
+            Some(shared) => Clients::with(shared, region, reach.endpoint.clone()),
+            None => Clients::new(region, reach.endpoint.clone()),
+        };
+        let place = match place {
+            Some(place) => place,
+            None => machine::place(&clients, reach).await?,
+        };
+        let client = clients.of(&place.region).await;
+        Ok(Volumes { client, place })
     }
 
-    async fn standing(&self, id: &str) -> anyhow::Result<Standing> {
-        let described = match self.client.describe_volumes().volume_ids(id).send().await {
-            Err(e) if e.code() == Some(NOT_FOUND) => return Ok(Standing::Gone),
-            described => described.map_err(|e| self.failed("DescribeVolumes", &e))?,
-        };
-        let first = described.volumes().first();
-        Ok(first.map_or(Standing::Gone, |volume| standing(volume, &self.place.instance)))
+    fn call(&self, action: &'static str, object: impl Into<String>) -> Call {
+        Call::new(Caller::Recovery, action, object, &self.place.region)
+    }
+
+    async fn standing(&self, id: &str) -> Result<Standing, CloudError> {
+        let described = self.client.describe_volumes().volume_ids(id).send().await;
+        match described.map_err(|e| self.call("DescribeVolumes", id).error(e)) {
+            Err(e) if e.cause == Cause::Missing => Ok(Standing::Gone),
+            described => {
+                let described = described?;
+                let first = described.volumes().first();
+                Ok(first.map_or(Standing::Gone, |volume| standing(volume, &self.place.instance)))
+            }
+        }
     }
 
     async fn is_attached_here(&self, id: &str) -> anyhow::Result<bool> {
@@ -164,14 +126,24 @@ impl Volumes {
         }
     }
 
+    /// One that is gone is no error.
+    async fn ask_to_delete(&self, id: &str) -> Result<(), CloudError> {
+        let deleted = self.client.delete_volume().volume_id(id).send().await;
+        match deleted.map_err(|e| self.call("DeleteVolume", id).error(e)) {
+            Err(e) if e.cause != Cause::Missing => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     /// A device name that no volume of the instance has.
     async fn free_name(&self) -> anyhow::Result<String> {
         let instance = &self.place.instance;
         let filter = Filter::builder().name("attachment.instance-id").values(instance).build();
         let mut pages = self.client.describe_volumes().filters(filter).into_paginator().items().send();
+        let call = self.call("DescribeVolumes", format!("volumes of {instance}"));
         let mut taken = BTreeSet::new();
         while let Some(volume) = pages.next().await {
-            let volume = volume.map_err(|e| self.failed("DescribeVolumes", &e))?;
+            let volume = volume.map_err(|e| call.error(e))?;
             taken.extend(volume.attachments().iter().filter_map(|a| a.device().map(str::to_owned)));
         }
         let mut names = DEVICE_NAMES.map(|letter| format!("/dev/sd{letter}"));
@@ -181,28 +153,6 @@ impl Volumes {
                 taken.len()
             )
         })
-    }
-
-    /// What EC2 said, or that it said nothing; never a credential.
-    fn failed<E: ProvideErrorMetadata + fmt::Debug + std::error::Error + 'static>(
-        &self,
-        action: &str,
-        e: &SdkError<E>,
-    ) -> anyhow::Error {
-        let region = &self.place.region;
-        let Some(code) = e.code() else {
-            let e = anyhow!("EC2 in {region} does not answer ec2:{action}: {}", DisplayErrorContext(e));
-            return with_hint(
-                e,
-                "see that this machine reaches the region's EC2 endpoint, and has credentials",
-            );
-        };
-        let request = e.request_id().map_or(String::new(), |id| format!(" (request {id})"));
-        let e = anyhow!(
-            "EC2 in {region} refused ec2:{action}: {code}: {}{request}",
-            e.message().unwrap_or_default()
-        );
-        with_hint(e, hint(code, action))
     }
 }
 
@@ -215,8 +165,9 @@ impl Disks for Volumes {
     async fn find(&self, tag: (&str, &str)) -> anyhow::Result<Option<String>> {
         let filter = Filter::builder().name(format!("tag:{}", tag.0)).values(tag.1).build();
         let mut pages = self.client.describe_volumes().filters(filter).into_paginator().items().send();
+        let call = self.call("DescribeVolumes", format!("volumes of {}", tag.1));
         while let Some(volume) = pages.next().await {
-            let volume = volume.map_err(|e| self.failed("DescribeVolumes", &e))?;
+            let volume = volume.map_err(|e| call.error(e))?;
             if !matches!(volume.state(), Some(VolumeState::Deleting | VolumeState::Deleted)) {
                 return Ok(volume.volume_id().map(str::to_owned));
             }
@@ -251,7 +202,7 @@ impl Disks for Volumes {
             .tag_specifications(tags)
             .send()
             .await
-            .map_err(|e| self.failed("CreateVolume", &e))?;
+            .map_err(|e| self.call("CreateVolume", snapshot).error(e))?;
         let id = created.volume_id().filter(|id| !id.is_empty());
         id.map(str::to_owned)
             .ok_or_else(|| anyhow!("EC2 made a volume from {snapshot} and does not say which"))
@@ -273,7 +224,7 @@ impl Disks for Volumes {
                 if let Err(e) = attached.send().await
                     && !self.is_attached_here(id).await?
                 {
-                    return Err(self.failed("AttachVolume", &e));
+                    return Err(self.call("AttachVolume", id).error(e).into());
                 }
             }
         }
@@ -283,8 +234,7 @@ impl Disks for Volumes {
 
     async fn delete(&self, id: &str) -> anyhow::Result<()> {
         // Most often it is free, and then the role need not even be allowed to look.
-        let deleted = self.client.delete_volume().volume_id(id).send().await;
-        if deleted.as_ref().err().is_none_or(|e| e.code() == Some(NOT_FOUND)) {
+        if self.ask_to_delete(id).await.is_ok() {
             return Ok(());
         }
         let instance = &self.place.instance;
@@ -295,7 +245,7 @@ impl Disks for Volumes {
                 if let Err(e) = detached
                     && self.is_attached_here(id).await?
                 {
-                    return Err(self.failed("DetachVolume", &e));
+                    return Err(self.call("DetachVolume", id).error(e).into());
                 }
             }
             Standing::AttachedTo(other, _) => bail!("volume {id} is attached to instance {other}, and is left to it"),
@@ -305,10 +255,7 @@ impl Disks for Volumes {
             matches!(s, Standing::Free | Standing::Broken | Standing::Gone)
         })
         .await?;
-        match self.client.delete_volume().volume_id(id).send().await {
-            Err(e) if e.code() != Some(NOT_FOUND) => Err(self.failed("DeleteVolume", &e)),
-            _ => Ok(()),
-        }
+        Ok(self.ask_to_delete(id).await?)
     }
 }
 
@@ -327,19 +274,5 @@ fn standing(volume: &Volume, instance: &str) -> Standing {
         Some(VolumeState::Error) => Standing::Broken,
         Some(VolumeState::Deleting | VolumeState::Deleted) => Standing::Gone,
         _ => Standing::Coming,
-    }
-}
-
-fn hint(code: &str, action: &str) -> String {
-    match code {
-        "UnauthorizedOperation" | "AccessDenied" => format!("allow ec2:{action} to the role that this recovery runs under"),
-        "InvalidVolume.ZoneMismatch" => {
-            "a volume can be attached in its own availability zone only: correct availability_zone in the [recover.volume] section, or leave it out".into()
-        }
-        "InvalidSnapshot.NotFound" => "the archive's record names a snapshot that is gone: recover from another one".into(),
-        "AuthFailure" | "ExpiredToken" | "RequestExpired" | "InvalidClientTokenId" => {
-            "see that this machine's credentials are valid and its clock is right".into()
-        }
-        _ => "see what EC2 says of the volume, and give the same command again".into(),
     }
 }
