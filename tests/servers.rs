@@ -11,7 +11,11 @@ mod candidate;
 mod ebs;
 #[cfg(feature = "aws")]
 mod ebs_recover;
+#[cfg(feature = "aws")]
+mod ebs_scenario;
 mod ebs_steps;
+#[cfg(feature = "aws")]
+mod ebs_volumes;
 mod exact_targets;
 mod failover;
 mod freeze;
