@@ -68,9 +68,9 @@ impl BinlogPlace {
         format!("{}{MANIFEST_SUFFIX}", self.sealed_key(shard, codec))
     }
 
-    /// The number that the name ends with.
+    /// The number that the name ends with, 0 where there is none.
     pub fn number(&self) -> u64 {
-        binlog_number(&self.name)
+        binlog_number(&self.name).unwrap_or(0)
     }
 
     pub fn segments_prefix(&self, shard: &Shard) -> String {
@@ -106,9 +106,9 @@ pub fn is_binlog_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= BYTES_MAX && !name.contains('/') && !name.contains(char::is_control)
 }
 
-/// The number that a binlog's name ends with, 0 where there is none; a server gives them in order.
-pub fn binlog_number(name: &str) -> u64 {
-    name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+/// The number that a binlog's name ends with; a server gives them in order.
+pub fn binlog_number(name: &str) -> Option<u64> {
+    name.rsplit('.').next()?.parse().ok()
 }
 
 impl fmt::Display for BinlogPlace {

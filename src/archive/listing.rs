@@ -100,8 +100,7 @@ impl StoredBinlog {
 
 /// As [`StoredBinlog::order`].
 pub fn order_of(place: &BinlogPlace, held_before: &GtidSet) -> (u64, u64) {
-    let number = place.name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
-    (held_before.count(), number)
+    (held_before.count(), place.number())
 }
 
 /// Segments (sorted by start) that cover a binlog without holes from its beginning on, as far as they reach, and how many bytes of each
@@ -264,15 +263,6 @@ impl Archive {
             form: Form::Tail(segments),
         };
         Ok(openings.into_iter().zip(tails.into_values()).map(stored).collect())
-    }
-
-    /// The binlogs that have segments but neither an opening nor a manifest: damage, or a replica of the bucket that is behind.
-    pub async fn unopened(&self) -> anyhow::Result<Vec<BinlogPlace>> {
-        let (sealed, tails) = (self.sealed_index().await?, self.tail_objects().await?);
-        let lost = tails
-            .into_iter()
-            .filter(|(place, (opened, _))| !opened && !sealed.contains_key(place));
-        Ok(lost.map(|(place, _)| place).collect())
     }
 
     /// Every binlog, sealed or not.
