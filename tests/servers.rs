@@ -7,6 +7,7 @@ mod backlog;
 mod bad_archive;
 mod bad_input;
 mod candidate;
+mod damaged_seal;
 #[cfg(feature = "aws")]
 mod ebs;
 #[cfg(feature = "aws")]

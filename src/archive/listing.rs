@@ -8,7 +8,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     binlog::gtid::GtidSet,
-    store::{Put, SharedStore, StoreError, Version},
+    store::{ObjectMeta, Put, SharedStore, StoreError, Version},
     support::{clock::SharedClock, hint::OrHint},
 };
 
@@ -35,6 +35,16 @@ pub struct Segment {
     pub key: String,
     pub range: SegmentRange,
     pub stored_bytes: u64,
+}
+
+impl Segment {
+    fn of(object: ObjectMeta, range: SegmentRange) -> Segment {
+        Segment {
+            key: object.key,
+            range,
+            stored_bytes: object.size_bytes,
+        }
+    }
 }
 
 /// In which form a binlog is stored.
@@ -205,16 +215,25 @@ impl Archive {
             match keys::parse_tail_key(&self.shard, &object.key) {
                 Some(TailKey::Opening(place)) => tails.entry(place).or_default().0 = true,
                 Some(TailKey::Segment(place, range)) => {
-                    tails.entry(place).or_default().1.push(Segment {
-                        key: object.key,
-                        range,
-                        stored_bytes: object.size_bytes,
-                    });
+                    tails.entry(place).or_default().1.push(Segment::of(object, range));
                 }
                 None => {}
             }
         }
         Ok(tails)
+    }
+
+    /// A sealed binlog by the segments that are still there of it.
+    pub async fn by_segments(&self, binlog: &StoredBinlog) -> anyhow::Result<StoredBinlog> {
+        let objects = self.store.list(&binlog.place().segments_prefix(&self.shard), None).await?;
+        let segment = |object: ObjectMeta| match keys::parse_tail_key(&self.shard, &object.key) {
+            Some(TailKey::Segment(_, range)) => Some(Segment::of(object, range)),
+            _ => None,
+        };
+        Ok(StoredBinlog {
+            opening: binlog.opening.clone(),
+            form: Form::Tail(objects.into_iter().filter_map(segment).collect()),
+        })
     }
 
     /// Where the manifests of the sealed binlogs lie; read off the keys.
