@@ -22,6 +22,7 @@ mod on_demand;
 #[cfg(feature = "aws")]
 mod outage;
 mod plan;
+mod plan_requests;
 mod prune;
 mod recover_proof;
 mod recover_resume;

@@ -164,6 +164,14 @@ pub fn parse_tail_key(shard: &Shard, key: &str) -> Option<TailKey> {
     (range.start < range.end).then_some(TailKey::Segment(place, range))
 }
 
+/// The binlog whose tail's objects lie in the folder `prefix`, as [`BinlogPlace::segments_prefix`] names it.
+pub fn parse_tail_folder(shard: &Shard, prefix: &str) -> Option<BinlogPlace> {
+    match parse_tail_key(shard, &format!("{prefix}{OPENING}"))? {
+        TailKey::Opening(place) => Some(place),
+        TailKey::Segment(..) => None,
+    }
+}
+
 /// All sealed binlogs and manifests lie under this: the years 2000 to 2999.
 pub fn sealed_prefix(shard: &Shard) -> String {
     format!("{shard}/2")
@@ -310,6 +318,8 @@ mod tests {
             parse_tail_key(&shard, &place().opening_key(&shard)),
             Some(TailKey::Opening(place()))
         );
+        assert_eq!(parse_tail_folder(&shard, &place().segments_prefix(&shard)), Some(place()));
+        assert_eq!(parse_tail_folder(&shard, "s/segments/x/"), None);
         let later = place().segment_key(
             &shard,
             SegmentRange {

@@ -20,6 +20,12 @@ use super::{
 /// Records fetched at a time.
 pub(super) const GETS_IN_FLIGHT: usize = 32;
 
+/// Of more binlogs than that the segments are listed all at once: each listing of its own is a request, and a thousand keys are one too.
+const FOLDERS_LISTED_MAX: usize = 64;
+
+/// Of each binlog whether it has an opening, and its segments.
+pub(super) type Tails = BTreeMap<BinlogPlace, (bool, Vec<Segment>)>;
+
 /// A shard's archive in a store.
 #[derive(Debug, Clone)]
 pub struct Archive {
@@ -209,9 +215,32 @@ impl Archive {
     }
 
     /// The tails' objects by binlog: whether it has an opening, and its segments.
-    pub(super) async fn tail_objects(&self) -> anyhow::Result<BTreeMap<BinlogPlace, (bool, Vec<Segment>)>> {
-        let mut tails: BTreeMap<BinlogPlace, (bool, Vec<Segment>)> = BTreeMap::new();
-        for object in self.store.list(&keys::segments_prefix(&self.shard), None).await? {
+    pub(super) async fn tail_objects(&self) -> anyhow::Result<Tails> {
+        let objects = self.store.list(&keys::segments_prefix(&self.shard), None).await?;
+        Ok(self.tails_of(objects))
+    }
+
+    /// The same of those binlogs whose place is `wanted`. The segments of what is sealed stay for days, a million of them on a busy server:
+    /// they are not listed for the few that are.
+    pub(super) async fn tail_objects_where(&self, wanted: impl Fn(&BinlogPlace) -> bool) -> anyhow::Result<Tails> {
+        let mut prefixes = Vec::new();
+        for server in self.store.folders(&keys::segments_prefix(&self.shard)).await? {
+            let folders = self.store.folders(&server).await?.into_iter();
+            prefixes.extend(folders.filter(|f| keys::parse_tail_folder(&self.shard, f).is_some_and(|place| wanted(&place))));
+        }
+        if prefixes.len() > FOLDERS_LISTED_MAX {
+            let mut tails = self.tail_objects().await?;
+            tails.retain(|place, _| wanted(place));
+            return Ok(tails);
+        }
+        let listings = prefixes.iter().map(|prefix| self.store.list(prefix, None));
+        let objects: Vec<Vec<ObjectMeta>> = stream::iter(listings).buffered(GETS_IN_FLIGHT).try_collect().await?;
+        Ok(self.tails_of(objects.into_iter().flatten()))
+    }
+
+    fn tails_of(&self, objects: impl IntoIterator<Item = ObjectMeta>) -> Tails {
+        let mut tails = Tails::new();
+        for object in objects {
             match keys::parse_tail_key(&self.shard, &object.key) {
                 Some(TailKey::Opening(place)) => tails.entry(place).or_default().0 = true,
                 Some(TailKey::Segment(place, range)) => {
@@ -220,7 +249,7 @@ impl Archive {
                 None => {}
             }
         }
-        Ok(tails)
+        tails
     }
 
     /// A sealed binlog by the segments that are still there of it.

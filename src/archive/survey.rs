@@ -330,8 +330,8 @@ impl Archive {
         let whole: HashMap<&BinlogPlace, &StoredBinlog> = sealed.iter().map(|b| (b.place(), b)).collect();
         let holds = |place: &BinlogPlace| whole.get(place).and_then(|b| b.gtids()).cloned();
         let mut unsealed: HashMap<BinlogPlace, anyhow::Error> = unsealed.into_iter().collect();
-        let mut tails = self.tail_objects().await?;
-        tails.retain(|place, _| !whole.contains_key(place) || unsealed.contains_key(place));
+        let is_needed = |place: &BinlogPlace| !whole.contains_key(place) || unsealed.contains_key(place);
+        let tails = self.tail_objects_where(is_needed).await?;
         let (mut found, mut faults) = (Vec::new(), Vec::new());
         let opened = tails.iter().filter(|(_, (opened, _))| *opened);
         let keys: Vec<String> = opened.map(|(place, _)| place.opening_key(&self.shard)).collect();

@@ -125,7 +125,11 @@ async fn plan_without(archive: &Archive, request: &Request, damaged: &[Fault]) -
         binlogs: &binlogs,
         region: region(request, &survey).await,
     };
-    let snapshots = fit_for_all(&path, &survey, &request.skip);
+    // Only everything can end with a snapshot.
+    let snapshots = match request.target {
+        Target::Latest => fit_for_all(&path, &survey, &request.skip),
+        _ => Vec::new(),
+    };
     let (mut cut, mut first): (Option<(usize, String)>, Option<anyhow::Error>) = (None, None);
     loop {
         let history = History {
