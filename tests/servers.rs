@@ -26,6 +26,7 @@ mod plan_requests;
 mod prune;
 mod recover_proof;
 mod recover_resume;
+mod recover_user;
 #[cfg(feature = "aws")]
 mod replication;
 mod role;
