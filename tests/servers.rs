@@ -7,6 +7,7 @@ mod backlog;
 mod bad_archive;
 mod bad_input;
 mod candidate;
+mod damaged_seal;
 #[cfg(feature = "aws")]
 mod ebs;
 #[cfg(feature = "aws")]
@@ -25,9 +26,11 @@ mod on_demand;
 #[cfg(feature = "aws")]
 mod outage;
 mod plan;
+mod plan_requests;
 mod prune;
 mod recover_proof;
 mod recover_resume;
+mod recover_user;
 #[cfg(feature = "aws")]
 mod replication;
 mod role;
