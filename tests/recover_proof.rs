@@ -105,6 +105,22 @@ async fn i7_every_table_is_checked_and_a_damaged_one_is_named() {
     let text = fs::read_to_string(&file).unwrap();
     assert!(!text.contains(crate::support::mysql::PASSWORD), "{text}");
 
+    // What it measured is kept for the next plan, which says so; here, something slower than anybody would assume.
+    let rates = node.state_path().with_file_name("recovery-rates.json");
+    let mut kept = report(&rates);
+    kept["replay"] = serde_json::json!({"measured_at": "2026-11-20T03:14:07Z", "transactions_per_s": 1, "bytes_per_s": 1 << 20});
+    fs::write(&rates, kept.to_string()).unwrap();
+    let plan = node.json(&["recover", "--latest", "--dry-run"]).await;
+    let basis = plan["estimate"]["basis"].as_str().unwrap();
+    assert!(
+        basis.contains("(as this machine's recovery of 2026-11-20T03:14:07Z did)"),
+        "{basis}"
+    );
+    assert!(
+        plan["estimate"]["seconds"].as_u64() > plan["replay_gtids_max"].as_u64(),
+        "{plan}"
+    );
+
     damage_table_in_snapshot(&node, "d/damaged.ibd");
     let target = node.target("damaged");
     let said = node.fails(&[&options[..], &[path_text(&target)]].concat()).await;
