@@ -226,3 +226,22 @@ async fn a_plan_and_a_list_go_on_with_segments() {
     assert!(said.contains("is not what its manifest says"), "{said}");
     assert!(said.contains(path_text(&sealed(&node, UNCHECKED))), "{said}");
 }
+
+#[tokio::test]
+async fn a_search_goes_on_with_segments() {
+    let node = ARCHIVED.copy();
+    let whole = node.json(&["search", "--table", "d.t"]).await;
+    assert_eq!(whole.as_array().unwrap().len(), 7, "{whole}");
+    damage(&node, CHECKED, |events| row(events, 3));
+    let searched = node.run(&["search", "--table", "d.t", "--json"]).await;
+    let found: serde_json::Value = serde_json::from_slice(&searched.stdout).unwrap();
+    assert_eq!(found, whole);
+    let said = String::from_utf8_lossy(&searched.stderr);
+    assert!(said.contains("is read from its segments instead"), "{said}");
+
+    segments(&node, CHECKED)
+        .into_iter()
+        .for_each(|path| fs::remove_file(path).unwrap());
+    let said = node.fails(&["search", "--table", "d.t"]).await;
+    assert!(said.contains(path_text(&sealed(&node, CHECKED))), "{said}");
+}

@@ -7,9 +7,9 @@ use crate::{
     archive::{
         listing::{Archive, Form, StoredBinlog},
         path::Path,
-        reader::{Flow, visit},
+        reader::{DamagedSeal, Flow, visit},
         records::{Manifest, TABLES_MAX},
-        survey::Subject,
+        survey::{Fault, Subject},
     },
     binlog::{
         event::{kind, parse_query, parse_table_map},
@@ -61,7 +61,8 @@ pub struct Outcome {
 /// Everything on the current path that matches. What is missing or cannot be read is named, and the rest is searched.
 ///
 /// # Errors
-/// Where the store fails, where the current path is not known, and where a binlog turns out to be damaged while it is read.
+/// Where the store fails, where the current path is not known, and where a binlog turns out to be damaged while it is read and its segments
+/// do not stand in for it.
 pub async fn search(archive: &Archive, question: &Question, progress: &Progress) -> anyhow::Result<Outcome> {
     let survey = archive.survey().await?;
     if let Some(fault) = survey.fault_of_tip() {
@@ -70,7 +71,7 @@ pub async fn search(archive: &Archive, question: &Question, progress: &Progress)
     let path = Path::find(&survey.timelines, None).hint("check shard and [store] url in the configuration")?;
     let is_of_binlog = |subject: &Subject| matches!(subject, Subject::Binlog { .. });
     let faults = survey.faults.iter().filter(|f| is_of_binlog(&f.subject));
-    let warnings = faults.map(ToString::to_string).collect();
+    let mut warnings: Vec<String> = faults.map(ToString::to_string).collect();
     let is_whole = |b: &StoredBinlog| matches!(b.form, Form::Tail(_)) || survey.fault_of_binlog(b.place()).is_none();
     let mut binlogs: Vec<StoredBinlog> = survey.binlogs.iter().filter(|b| is_whole(b)).cloned().collect();
     binlogs.retain(|b| path.inherited(b.opening.timeline).is_some() && may_match(b, question));
@@ -80,10 +81,33 @@ pub async fn search(archive: &Archive, question: &Question, progress: &Progress)
     for (i, binlog) in binlogs.iter().enumerate() {
         progress.update(|| format!("binlog {} of {}, {} found", i + 1, binlogs.len(), found.len()));
         if may_touch(archive, binlog, question.table.as_ref()).await? {
-            one(archive, binlog, &path, question, &mut found).await?;
+            let found_before = found.len();
+            if let Err(e) = one(archive, binlog, &path, question, &mut found).await {
+                found.truncate(found_before);
+                let tail = instead(archive, binlog, e, &mut warnings).await?;
+                one(archive, &tail, &path, question, &mut found).await?;
+            }
         }
     }
     Ok(Outcome { found, warnings })
+}
+
+/// The segments of a sealed binlog whose object is what `error` is about, if they are all there.
+async fn instead(
+    archive: &Archive,
+    binlog: &StoredBinlog,
+    error: anyhow::Error,
+    warnings: &mut Vec<String>,
+) -> anyhow::Result<StoredBinlog> {
+    if DamagedSeal::of(&error).is_none() {
+        return Err(error);
+    }
+    let tail = archive.by_segments(binlog).await?;
+    if tail.bytes() < binlog.bytes() {
+        return Err(error);
+    }
+    warnings.push(Fault::of_replaced(binlog.place().clone(), tail.bytes(), None, &error).to_string());
+    Ok(tail)
 }
 
 /// What a manifest rules out without reading the binlog.

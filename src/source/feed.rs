@@ -14,6 +14,7 @@ use crate::{
         survey::Fault,
     },
     binlog::gtid::GtidSet,
+    support::hint::message,
 };
 
 /// A binlog, and which of its transactions may be sent.
@@ -38,30 +39,42 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Whether the replica can go on with what `leg` wants from the binlog's segments, where its sealed object is what `error` is about.
-    /// They are read before: once, for whoever asks meanwhile waits.
-    pub(super) async fn turn_to_segments(&self, leg: &Leg, error: &anyhow::Error) -> bool {
-        if DamagedSeal::of(error).is_none() {
-            return false;
+    /// Lets the replica go on with what `leg` wants from the binlog's segments, where its sealed object is what `error` is about. They are
+    /// read before: once, for whoever asks meanwhile waits.
+    ///
+    /// # Errors
+    /// What ends the replay: `error`, and why the segments do not stand in for the object if they were to.
+    pub(super) async fn turn_to_segments(&self, leg: &Leg, error: anyhow::Error) -> anyhow::Result<()> {
+        let place = leg.binlog.place();
+        if DamagedSeal::of(&error).is_none() {
+            return Err(error);
         }
         let mut legs = self.legs.lock().await;
-        let Some(own) = legs.iter_mut().find(|own| own.binlog.place() == leg.binlog.place()) else {
-            return false;
+        let Some(own) = legs.iter_mut().find(|own| own.binlog.place() == place) else {
+            return Err(error);
         };
         if matches!(own.binlog.form, Form::Tail(_)) {
-            return true;
+            return Ok(());
         }
-        let Ok(tail) = self.archive.by_segments(&leg.binlog).await else {
-            return false;
+        let read = async {
+            let tail = self.archive.by_segments(&leg.binlog).await?;
+            let holds = gtids_of(&self.archive, &tail).await?;
+            anyhow::Ok((tail, holds))
         };
-        let holds = gtids_of(&self.archive, &tail).await;
-        if !holds.is_ok_and(|holds| leg.wanted.is_subset(&holds)) {
-            return false;
+        let (tail, holds) = match read.await {
+            Ok(read) => read,
+            Err(e) => {
+                let why = message(&e);
+                return Err(error.context(format!("the segments of {place} cannot stand in for it ({why})")));
+            }
+        };
+        if !leg.wanted.is_subset(&holds) {
+            return Err(error);
         }
-        let fault = Fault::of_replaced(leg.binlog.place().clone(), tail.bytes(), None, error);
+        let fault = Fault::of_replaced(place.clone(), tail.bytes(), None, &error);
         self.progress.warn(fault.to_string());
         own.binlog = Arc::new(tail);
-        true
+        Ok(())
     }
 }
 

@@ -29,6 +29,9 @@ use super::{feed::Feed, stream};
 const REPLICA_TIMEOUT: Duration = Duration::from_secs(60);
 /// GTID sets of many sources are the largest thing a replica sends.
 const COMMAND_BYTES_MAX: usize = 64 << 20;
+/// The replica's, a second apart and more: it waits in silence while a long binlog's segments are read instead of a damaged object, and since 8.4
+/// it would give up after ten. Whether the source lives is seen to by whoever started the replica.
+const RETRIES_MAX: u32 = 86_400;
 const SCRAMBLE_BYTES: usize = 20;
 const PLUGIN: &[u8] = b"caching_sha2_password";
 const UTF8MB4_GENERAL_CI: u8 = 45;
@@ -90,7 +93,7 @@ impl Source {
     pub fn change_source_statement(&self) -> String {
         format!(
             "CHANGE REPLICATION SOURCE TO SOURCE_HOST='{}', SOURCE_PORT={}, SOURCE_USER='{}', SOURCE_PASSWORD='{}', \
-             SOURCE_AUTO_POSITION=1, SOURCE_SSL=0, SOURCE_CONNECT_RETRY=1, SOURCE_HEARTBEAT_PERIOD=5",
+             SOURCE_AUTO_POSITION=1, SOURCE_SSL=0, SOURCE_CONNECT_RETRY=1, SOURCE_RETRY_COUNT={RETRIES_MAX}, SOURCE_HEARTBEAT_PERIOD=5",
             self.address.ip(),
             self.address.port(),
             self.user,

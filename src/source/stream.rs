@@ -67,8 +67,8 @@ pub async fn send(wire: &mut Wire, feed: &Feed, has: &GtidSet, heartbeat: Durati
 /// whoever waits for it is told that the archive is at fault.
 async fn fail(feed: &Feed, leg: &Leg, error: anyhow::Error) -> anyhow::Error {
     let text = message(&error);
-    if !feed.turn_to_segments(leg, &error).await {
-        feed.progress.failed(error);
+    if let Err(e) = feed.turn_to_segments(leg, error).await {
+        feed.progress.failed(e);
     }
     anyhow::anyhow!(text)
 }

@@ -22,7 +22,8 @@ pub struct Reading {
     store: SharedStore,
     key: String,
     position: u64,
-    reader: ObjectReader,
+    /// None where it broke.
+    reader: Option<ObjectReader>,
 }
 
 impl Reading {
@@ -34,21 +35,37 @@ impl Reading {
             store: store.clone(),
             key: key.to_owned(),
             position: 0,
-            reader,
+            reader: Some(reader),
         })
     }
 
     /// Appends what comes next to `buffer`, as far as that has room; 0 at the object's end.
+    ///
+    /// # Errors
+    /// A [`super::StoreError`] is among the causes where the store was away to the last, and none where it had the object, and no more bytes of it.
     pub async fn read(&mut self, buffer: &mut BytesMut) -> anyhow::Result<usize> {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut fruitless = 0;
         loop {
-            let error = match self.reader.read_buf(buffer).await {
-                Ok(read) => {
-                    self.position += read as u64;
-                    return Ok(read);
-                }
-                Err(e) => anyhow::Error::from(e),
+            let error = match &mut self.reader {
+                Some(reader) => match reader.read_buf(buffer).await {
+                    Ok(read) => {
+                        self.position += read as u64;
+                        return Ok(read);
+                    }
+                    Err(e) => {
+                        self.reader = None;
+                        anyhow::Error::from(e)
+                    }
+                },
+                None => match self.store.read(&self.key, self.position).await {
+                    Ok(reader) => {
+                        self.reader = Some(reader);
+                        continue;
+                    }
+                    Err(e) if e.is_transient() => e.into(),
+                    Err(e) => return Err(e.into()),
+                },
             };
             fruitless += 1;
             if fruitless == FRUITLESS_MAX {
@@ -63,11 +80,6 @@ impl Reading {
             }
             debug!(key = self.key, position = self.position, "reading on after: {error:#}");
             sleep(backoff.step()).await;
-            match self.store.read(&self.key, self.position).await {
-                Ok(reader) => self.reader = reader,
-                Err(e) if e.is_transient() => {}
-                Err(e) => return Err(e.into()),
-            }
         }
     }
 }
@@ -90,10 +102,12 @@ mod tests {
 
     use super::*;
 
-    /// Breaks every connection after three bytes, and refuses every second one.
+    /// Breaks every connection after a few bytes, and refuses some, by their number.
     #[derive(Debug)]
     struct Brittle {
         object: &'static [u8],
+        gives_bytes: usize,
+        refuses: fn(u32) -> bool,
         reads: AtomicU32,
     }
 
@@ -126,13 +140,13 @@ mod tests {
         }
 
         async fn read(&self, _: &str, from: u64) -> Result<ObjectReader, StoreError> {
-            if self.reads.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
+            if (self.refuses)(self.reads.fetch_add(1, Ordering::Relaxed)) {
                 return Err(self.failure());
             }
             let rest = &self.object[from as usize..];
-            let is_end = rest.len() < 3;
+            let is_end = rest.len() < self.gives_bytes;
             let cut: Box<dyn AsyncRead + Send + Unpin> = if is_end { Box::new(tokio::io::empty()) } else { Box::new(Cut) };
-            Ok(Box::new(AsyncReadExt::chain(&rest[..rest.len().min(3)], cut)))
+            Ok(Box::new(AsyncReadExt::chain(&rest[..rest.len().min(self.gives_bytes)], cut)))
         }
 
         async fn list(&self, _: &str, _: Option<&str>) -> Result<Vec<ObjectMeta>, StoreError> {
@@ -156,20 +170,36 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn goes_on_where_the_connection_broke() {
+    async fn read_all(gives_bytes: usize, refuses: fn(u32) -> bool) -> anyhow::Result<BytesMut> {
         let store: SharedStore = Arc::new(Brittle {
             object: b"abcdefgh",
+            gives_bytes,
+            refuses,
             reads: AtomicU32::new(0),
         });
-        let mut reading = Reading::open(&store, "k").await.unwrap();
+        let mut reading = Reading::open(&store, "k").await?;
         let mut all = BytesMut::new();
         loop {
             all.reserve(16);
-            if reading.read(&mut all).await.unwrap() == 0 {
-                break;
+            if reading.read(&mut all).await? == 0 {
+                return Ok(all);
             }
         }
-        assert_eq!(&all[..], b"abcdefgh");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn goes_on_where_the_connection_broke() {
+        let every_second = |number| number % 2 == 1;
+        assert_eq!(&read_all(3, every_second).await.unwrap()[..], b"abcdefgh");
+    }
+
+    /// Else an outage would be taken for damage.
+    #[tokio::test(start_paused = true)]
+    async fn tells_a_store_that_is_away_from_an_object_that_cannot_be_read() {
+        let is_stores = |e: &anyhow::Error| e.chain().any(|cause| cause.is::<StoreError>());
+        let away = read_all(3, |number| number > 0).await.unwrap_err();
+        assert!(is_stores(&away) && format!("{away:#}").contains("from byte 3"), "{away:#}");
+        let unreadable = read_all(0, |_| false).await.unwrap_err();
+        assert!(!is_stores(&unreadable), "{unreadable:#}");
     }
 }
