@@ -24,10 +24,13 @@ const CHECKED: &str = "binlog.000002";
 const UNCHECKED: &str = "binlog.000003";
 const LIVE: &str = "binlog.000004";
 const INSERT: &str = "INSERT INTO d.t (v) VALUES (RANDOM_BYTES(1000))";
+/// Events of less than 1 MiB, and many times what the source holds back before it sends.
+const INSERT_MUCH: &str = "INSERT INTO d.t (v) VALUES (REPEAT(RANDOM_BYTES(1000), 700))";
+const INSERT_LARGE: &str = "INSERT INTO d.t (v) VALUES (REPEAT('x', 3 << 20))";
 
 /// One archive for all tests, not compressed, so that a byte can be changed where it is wanted: the snapshot's transactions in
-/// `binlog.000001`; [`CHECKED`] with one of five rows, a row above 1 MiB, and a small one; [`UNCHECKED`], whose events have no checksums;
-/// and segments of [`LIVE`]. No server and no agent run any more.
+/// `binlog.000001`; [`CHECKED`] with one of four rows, a row above 1 MiB, and a small one; [`UNCHECKED`], whose events have no checksums,
+/// with a small one and a large one; and segments of [`LIVE`]. No server and no agent run any more.
 static ARCHIVED: LazyLock<Node> = LazyLock::new(|| {
     let make = || tokio::runtime::Runtime::new().unwrap().block_on(archived());
     // Nobody drops a static: what the last run left is removed by this one.
@@ -47,14 +50,21 @@ async fn archived() -> Node {
     let agent = node.agent();
     node.wait_snapshots(1).await;
     server.execute(&["FLUSH LOCAL BINARY LOGS"]).await;
-    let five_rows = ["START TRANSACTION", INSERT, INSERT, INSERT, INSERT, INSERT, "COMMIT"];
-    server.execute(&five_rows).await;
-    server
-        .execute(&["INSERT INTO d.t (v) VALUES (REPEAT('x', 3 << 20))", INSERT])
-        .await;
+    let four_rows = [
+        "START TRANSACTION",
+        INSERT_MUCH,
+        INSERT_MUCH,
+        INSERT_MUCH,
+        INSERT_MUCH,
+        "COMMIT",
+    ];
+    server.execute(&four_rows).await;
+    server.execute(&[INSERT_LARGE, INSERT]).await;
     node.wait_shipped(&server).await;
     // Which begins a new binlog.
-    server.execute(&["SET GLOBAL binlog_checksum = NONE", INSERT, INSERT]).await;
+    server
+        .execute(&["SET GLOBAL binlog_checksum = NONE", INSERT, INSERT_LARGE])
+        .await;
     node.wait_shipped(&server).await;
     server.execute(&["SET GLOBAL binlog_checksum = CRC32", INSERT]).await;
     node.wait_shipped(&server).await;
@@ -176,7 +186,7 @@ async fn i6_damage_without_checksums_is_replaced() {
 #[tokio::test]
 async fn i6_damage_without_checksums_and_segments_is_never_recovered() {
     let node = ARCHIVED.copy();
-    damage(&node, UNCHECKED, |events| row(events, 1));
+    damage(&node, UNCHECKED, |events| row(events, 0));
     segments(&node, UNCHECKED)
         .into_iter()
         .for_each(|path| fs::remove_file(path).unwrap());
