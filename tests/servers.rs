@@ -11,6 +11,8 @@ mod candidate;
 mod ebs;
 #[cfg(feature = "aws")]
 mod ebs_recover;
+#[cfg(feature = "aws")]
+mod ebs_refusals;
 mod ebs_steps;
 mod exact_targets;
 mod failover;

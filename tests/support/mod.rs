@@ -11,6 +11,8 @@ pub mod binlog_writer;
 pub mod ebs;
 #[cfg(feature = "aws")]
 pub mod ebs_stage;
+#[cfg(feature = "aws")]
+pub mod ec2_world;
 pub mod faulty_store;
 #[cfg(feature = "aws")]
 pub mod front;
@@ -33,6 +35,7 @@ pub mod shard;
 pub mod shipped;
 pub mod story;
 pub mod truth;
+pub mod volume_record;
 
 /// A skipped test is visible: the test harness holds back what `eprintln!` says.
 pub fn skipped(reason: &str) {
