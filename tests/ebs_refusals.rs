@@ -489,7 +489,7 @@ async fn throttling_is_waited_for_and_not_for_ever() {
     let id = new_id();
     world.begin(cloud.as_ref(), &id, &world.volumes[..1]).await.unwrap();
     for action in ["DescribeSnapshots", "DescribeVolumes"] {
-        world.front.refuse_times(action, LIMIT.0, LIMIT.1, Some(3));
+        world.front.refuse_times(action, LIMIT.0, LIMIT.1, Some(2));
     }
     let (found, facts) = tokio::join!(cloud.find(THROTTLED[0], &id), cloud.facts(&world.volumes));
     assert_eq!((found.unwrap().len(), facts.unwrap().len()), (1, 2));

@@ -307,7 +307,11 @@ fn paged(text: &str, set: &str, items: usize, form: &str) -> String {
     let all: Vec<String> = xml::items(text, set).into_iter().map(str::to_owned).collect();
     let page: usize = field(form, "NextToken").map_or(0, |token| token.parse().unwrap());
     let from = (page / 2 * items).min(all.len());
-    let until = if page % 2 == 0 { from } else { (from + items).min(all.len()) };
+    let until = if page.is_multiple_of(2) {
+        from
+    } else {
+        (from + items).min(all.len())
+    };
     xml::with_items(text, set, &all[from..until], (until < all.len()).then_some(page + 1))
 }
 
