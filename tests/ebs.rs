@@ -5,7 +5,8 @@ use tokio::task::JoinHandle;
 
 use crate::support::{
     ebs_stage::{
-        AWAY, HOME as HOME_REGION, can_write, client, load, metadata_service, mount_point, prepare, set, stage, tag, volume,
+        AWAY, HOME as HOME_REGION, Stage, can_write, client, load, metadata_service, mount_point, prepare, set, stage, tag,
+        volume,
     },
     eventually,
     golden::{assert_error, assert_text},
@@ -217,6 +218,18 @@ async fn several_volumes_are_taken_in_one_request() {
     agent.stop().await;
 }
 
+/// A snapshot that `asker` wants, and that EC2 has made without an answer: the server is locked.
+async fn begin_unanswered(stage: &Stage, asker: &Node) -> String {
+    stage.front.withhold("CreateSnapshot");
+    let calls = stage.front.calls("CreateSnapshot");
+    let id = asker.ok(&["snapshot", "--no-wait"]).await.trim().to_owned();
+    eventually("the snapshot is asked for", async || {
+        stage.front.calls("CreateSnapshot") > calls
+    })
+    .await;
+    id
+}
+
 /// The agent is killed where it hurts, and its successor goes on.
 #[tokio::test]
 async fn an_agent_that_dies_anywhere_is_continued() {
@@ -224,13 +237,7 @@ async fn an_agent_that_dies_anywhere_is_continued() {
     let agent = stage.agent().await;
 
     // Under the lock, with the snapshot made and not answered: the lock ends with the agent, and what was made is deleted.
-    stage.front.withhold("CreateSnapshot");
-    let calls = stage.front.calls("CreateSnapshot");
-    let lost = stage.ask().await;
-    eventually("the snapshot is asked for", async || {
-        stage.front.calls("CreateSnapshot") > calls
-    })
-    .await;
+    let lost = begin_unanswered(&stage, &stage.node).await;
     agent.kill().await;
     can_write(&stage.server).await;
     stage.front.answer("CreateSnapshot");
@@ -337,18 +344,24 @@ async fn refusals_name_the_action() {
         ),
         ("ExpiredToken", "The security token included in the request is expired"),
         ("InvalidVolume.NotFound", "The volume does not exist."),
+        ("InvalidKMSKey.InvalidState", "The KMS key provided is in an incorrect state."),
     ] {
         stage.front.refuse("CreateSnapshot", code, message);
         let said = stage.node.fails(&["snapshot"]).await;
         assert_error(&format!("snapshot: {code}"), &said, &stage.names());
         can_write(&stage.server).await;
     }
-    stage.front.allow("CreateSnapshot");
-    // The local snapshot is complete without its copy.
+    // Throttled once it is tried again, unlocked meanwhile. The local snapshot is complete without its copy.
+    let rate = "The maximum per volume CreateSnapshot request rate has been exceeded.";
+    let calls = stage.front.calls("CreateSnapshot");
+    stage
+        .front
+        .refuse_times("CreateSnapshot", "SnapshotCreationPerVolumeRateExceeded", rate, Some(1));
     stage.front.deny("CopySnapshot");
     let said = stage.node.ok(&["snapshot"]).await;
     let id = stage.records().await.last().unwrap()["id"].as_str().unwrap().to_owned();
     assert_text("snapshot: ec2:CopySnapshot is denied", &said, &[(&id, "SNAPSHOT")]);
+    assert_eq!(stage.front.calls("CreateSnapshot"), calls + 2);
     let records = stage.records().await;
     let copies = &records.last().unwrap()["volumes"][0]["copies"];
     assert_eq!(
@@ -366,13 +379,7 @@ async fn refusals_name_the_action() {
 async fn a_server_that_loses_its_role_gives_the_snapshot_up() {
     let stage = stage("", "instance").await;
     let agent = stage.agent().await;
-    stage.front.withhold("CreateSnapshot");
-    let calls = stage.front.calls("CreateSnapshot");
-    let id = stage.ask().await;
-    eventually("the snapshot is asked for", async || {
-        stage.front.calls("CreateSnapshot") > calls
-    })
-    .await;
+    let id = begin_unanswered(&stage, &stage.node).await;
     can_write(&stage.server).await;
     stage.server.execute(&["SET GLOBAL read_only = ON"]).await;
     let records = stage
@@ -433,13 +440,7 @@ async fn a_candidate_takes_it_while_it_is_one() {
     assert_eq!(record["gtids_before"], record["gtids_after"], "its appliers stood still");
     assert!(record.get("errant").is_none(), "{record}");
 
-    stage.front.withhold("CreateSnapshot");
-    let calls = stage.front.calls("CreateSnapshot");
-    let id = shipping.ok(&["snapshot", "--no-wait"]).await.trim().to_owned();
-    eventually("the snapshot is asked for", async || {
-        stage.front.calls("CreateSnapshot") > calls
-    })
-    .await;
+    let id = begin_unanswered(&stage, &shipping).await;
     fake.candidate(port, false);
     let records = stage
         .wait("it is given up", |s| {
@@ -472,7 +473,7 @@ async fn a_candidate_takes_it_while_it_is_one() {
 #[tokio::test]
 async fn what_ec2_fails_to_make_is_deleted() {
     let stage = stage("", "tables").await;
-    stage.front.set_failing(HOME_REGION);
+    stage.front.set_failing(HOME_REGION, "Given key ID is not accessible");
     stage.front.deny("DeleteSnapshot");
     let said = stage.node.fails(&["snapshot"]).await;
     assert_error("snapshot: EC2 fails to make it", &said, &stage.names());

@@ -12,7 +12,7 @@ use mysql_pitr::{
     archive::{
         keys,
         listing::Archive,
-        records::{CopyState, Provider, RegionalCopy, Snapshot, SnapshotState, Step, VolumeSnapshot},
+        records::{Snapshot, SnapshotState, Step},
     },
     binlog::gtid::GtidSet,
     snapshot::{
@@ -34,6 +34,7 @@ use uuid::Uuid;
 use crate::support::{
     faulty_store::{Faults, FaultyStore},
     memory_store::MemoryStore,
+    volume_record::{BEGIN_US, started},
 };
 
 const HOME: &str = "eu-west-1";
@@ -48,7 +49,6 @@ struct SimClock(Instant);
 
 impl Clock for SimClock {
     fn now_us(&self) -> i64 {
-        const BEGIN_US: i64 = 1_795_261_490_000_000;
         BEGIN_US + i64::try_from(self.0.elapsed().as_micros()).unwrap()
     }
 }
@@ -262,59 +262,15 @@ impl Cloud for FakeEc2 {
     }
 }
 
-fn record(id: &str) -> Snapshot {
-    let copy = |region: &str| RegionalCopy {
-        region: region.to_owned(),
-        snapshot_id: None,
-        state: CopyState::Pending,
-        failure: None,
-        encrypted: None,
-        kms_key: None,
-        tried_at_us: None,
-    };
-    let volume = |volume_id: &str| VolumeSnapshot {
-        volume_id: volume_id.to_owned(),
-        mount_point: "/data".into(),
-        filesystem: "xfs".to_owned(),
-        partition: None,
-        size_gib: 8,
-        holds: Vec::new(),
-        copies: vec![copy(HOME), copy(AWAY)],
-    };
-    Snapshot {
-        format: 1,
-        id: id.to_owned(),
-        state: SnapshotState::Started,
-        provider: Provider::Ebs,
-        timeline: 1,
-        server_uuid: Uuid::from_u128(1),
-        server_version: String::new(),
-        started_at_us: 1_795_261_490_000_000,
-        finished_at_us: None,
-        gtids_before: GtidSet::new(),
-        gtids_after: None,
-        errant: GtidSet::new(),
-        variables: BTreeMap::new(),
-        data_key: String::new(),
-        data_bytes: 0,
-        stored_bytes: 0,
-        stored_sha256: String::new(),
-        failure: None,
-        step: Some(Step::Started),
-        volumes: vec![volume("vol-1"), volume("vol-2")],
-        locked_us: None,
-    }
-}
-
 /// As the agent that takes one does, up to the thaw; it may die anywhere.
 async fn begin(archive: &Archive, ec2: &FakeEc2, id: &str) -> anyhow::Result<()> {
     let key = keys::snapshot_key(&archive.shard, id);
-    let started = record(id);
-    archive.put_record(&key, &started, Put::IfAbsent).await?;
+    let mut record = started(id, &["vol-1", "vol-2"], &[HOME, AWAY]);
+    archive.put_record(&key, &record, Put::IfAbsent).await?;
     let (_, version) = archive.record::<Snapshot>(&key).await?;
     let tags = Tags::from([(OPERATION_TAG.to_owned(), id.to_owned())]);
     let subject = Subject {
-        volumes: started.volumes.iter().map(|v| v.volume_id.clone()).collect(),
+        volumes: record.volumes.iter().map(|v| v.volume_id.clone()).collect(),
         tags,
         description: String::new(),
     };
@@ -322,13 +278,12 @@ async fn begin(archive: &Archive, ec2: &FakeEc2, id: &str) -> anyhow::Result<()>
     let made = ec2
         .create(&Order::One("vol-1".into()), &subject, Duration::from_secs(2))
         .await?;
-    let mut created = started;
-    created.step = Some(Step::Created);
-    created.gtids_after = Some(GtidSet::new());
-    for (volume, made) in created.volumes.iter_mut().zip(&made) {
+    record.step = Some(Step::Created);
+    record.gtids_after = Some(GtidSet::new());
+    for (volume, made) in record.volumes.iter_mut().zip(&made) {
         volume.copies[0].snapshot_id = Some(made.snapshot_id.clone());
     }
-    archive.put_record(&key, &created, Put::IfMatch(version)).await?;
+    archive.put_record(&key, &record, Put::IfMatch(version)).await?;
     Ok(())
 }
 

@@ -12,10 +12,12 @@ use mysql_pitr::{
     },
     support::hint::render,
 };
+use tokio::io::AsyncReadExt;
 
 use crate::support::{
     golden::assert_error,
-    s3_proxy::{Answer, S3Proxy},
+    moto::{Moto, make_bucket},
+    s3_proxy::{Answer, Manner, S3Proxy},
 };
 
 const ROLE: &str = "User: arn:aws:sts::111122223333:assumed-role/db/i-0abc is not authorized to perform: ";
@@ -201,13 +203,38 @@ fn answer(status: u16, code: &'static str, message: &'static str, more: &'static
     }
 }
 
-/// Credentials that expire in the middle stop nothing that goes on once they are renewed.
+/// Credentials that expire in the middle stop nothing that goes on once they are renewed: the upload is begun again, and what was stored
+/// before is read again.
 #[tokio::test]
 async fn an_upload_that_met_expired_credentials_can_be_begun_again() {
-    let proxy = S3Proxy::answering(answer(400, "ExpiredToken", "The provided token has expired.", "")).await;
+    let moto = Moto::start();
+    make_bucket(&moto, "backups");
+    let proxy = S3Proxy::start(&moto.endpoint, Manner::Plain).await;
     let store = store(&proxy.endpoint, None);
+    let (small, part) = (Bytes::from_static(b"x"), Bytes::from(vec![7; 9 << 20]));
+    store.put("s/small", small.clone(), Put::IfAbsent).await.unwrap();
     let mut upload = store.upload("s/large").await.unwrap();
-    let e = upload.write(vec![0; 9 << 20].into()).await.unwrap_err();
+    upload.write(part.clone()).await.unwrap();
+    proxy.set(Manner::Answers(answer(
+        400,
+        "ExpiredToken",
+        "The provided token has expired.",
+        "",
+    )));
+    // Parts go on their way by themselves: the next write says it, or the end.
+    let e = match upload.write(part.clone()).await {
+        Ok(()) => upload.finish().await.unwrap_err(),
+        Err(e) => e,
+    };
     assert!(e.is_transient() && render(&e.into()).contains("renew the credentials"));
-    assert!(upload.finish().await.unwrap_err().is_transient());
+    let e = store.get("s/small").await.unwrap_err();
+    assert!(e.is_transient() && render(&e.into()).contains("renew the credentials"));
+    proxy.set(Manner::Plain);
+    assert_eq!(store.get("s/small").await.unwrap().0, small);
+    let mut upload = store.upload("s/large").await.unwrap();
+    upload.write(part.clone()).await.unwrap();
+    upload.finish().await.unwrap();
+    let mut read = Vec::new();
+    store.read("s/large", 0).await.unwrap().read_to_end(&mut read).await.unwrap();
+    assert!(read == part);
 }

@@ -14,6 +14,7 @@ mod ebs;
 mod ebs_recover;
 #[cfg(feature = "aws")]
 mod ebs_scenario;
+mod ebs_refusals;
 mod ebs_steps;
 #[cfg(feature = "aws")]
 mod ebs_volumes;

@@ -96,6 +96,8 @@ fn normal(text: &str) -> String {
         ("###################".into(), "LABEL"),
         ("x".repeat(64), "SHA256"),
         ("x".repeat(32), "RANDOM"),
+        (format!("vol-{}", "x".repeat(17)), "VOLUME"),
+        (format!("snap-{}", "x".repeat(17)), "EC2-SNAPSHOT"),
     ];
     for month in MONTHS {
         patterns.push((format!("####/{month}/##/"), "DAY/"));
@@ -110,9 +112,6 @@ fn normal(text: &str) -> String {
         } else if let Some(id) = rest.strip_prefix("(request ") {
             out.push_str("(request ID");
             rest = &id[id.find(')').unwrap_or(id.len())..];
-        } else if let Some(id) = rest.strip_prefix("snap-").filter(|id| id.starts_with(is_hexadecimal)) {
-            out.push_str("SNAP");
-            rest = id.trim_start_matches(is_hexadecimal);
         } else if let Some(len) = size_len(rest).filter(|_| !out.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '.')) {
             out.push_str("SIZE");
             rest = &rest[len..];
@@ -122,10 +121,6 @@ fn normal(text: &str) -> String {
         }
     }
     out
-}
-
-fn is_hexadecimal(c: char) -> bool {
-    c.is_ascii_hexdigit()
 }
 
 fn matches(pattern: &str, text: &str) -> bool {

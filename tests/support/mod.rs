@@ -12,6 +12,8 @@ pub mod binlog_writer;
 pub mod ebs;
 #[cfg(feature = "aws")]
 pub mod ebs_stage;
+#[cfg(feature = "aws")]
+pub mod ec2_world;
 pub mod faulty_store;
 #[cfg(feature = "aws")]
 pub mod front;
@@ -34,6 +36,7 @@ pub mod shard;
 pub mod shipped;
 pub mod story;
 pub mod truth;
+pub mod volume_record;
 
 pub const US_PER_S: i64 = 1_000_000;
 

@@ -73,7 +73,7 @@ pub struct S3Proxy {
 
 struct Proxied {
     upstream: String,
-    manner: Manner,
+    manner: Mutex<Manner>,
     client: reqwest::Client,
     seen: Mutex<Vec<Seen>>,
     parts: Mutex<BTreeMap<String, usize>>,
@@ -85,7 +85,7 @@ impl S3Proxy {
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(Proxied {
             upstream: upstream.to_owned(),
-            manner,
+            manner: Mutex::new(manner),
             client: reqwest::Client::builder().no_proxy().build().unwrap(),
             seen: Mutex::default(),
             parts: Mutex::default(),
@@ -98,6 +98,11 @@ impl S3Proxy {
     /// Gives one answer to everything.
     pub async fn answering(answer: Answer) -> S3Proxy {
         S3Proxy::start("", Manner::Answers(answer)).await
+    }
+
+    /// From now on it behaves so.
+    pub fn set(&self, manner: Manner) {
+        *self.state.manner.lock().unwrap() = manner;
     }
 
     /// What came until now.
@@ -126,7 +131,7 @@ async fn handle(State(proxied): State<Arc<Proxied>>, request: Request) -> Respon
 impl Proxied {
     fn refusal(&self, seen: &Seen) -> Option<Answer> {
         let is_write = matches!(seen.method, Method::PUT | Method::POST);
-        match &self.manner {
+        match &*self.manner.lock().unwrap() {
             Manner::Answers(answer) => Some(answer.clone()),
             Manner::FailsIfMatch if is_write && seen.header(IF_MATCH).is_some() => Some(Answer {
                 status: 412,
@@ -160,7 +165,7 @@ impl Proxied {
         let mut headers = seen.headers;
         OF_THE_CONNECTION.iter().for_each(|name| drop(headers.remove(*name)));
         if seen.method != Method::GET {
-            match self.manner {
+            match *self.manner.lock().unwrap() {
                 Manner::IgnoresConditions => [IF_MATCH, IF_NONE_MATCH].iter().for_each(|name| drop(headers.remove(*name))),
                 Manner::IgnoresIfMatch => drop(headers.remove(IF_MATCH)),
                 _ => {}

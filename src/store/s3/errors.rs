@@ -155,12 +155,11 @@ impl Bucket {
                 "enable the KMS key that encrypts the objects (or cancel its deletion), or name another as `kms_key_id` for what is written from now on"
                     .into()
             }
+            // To a HEAD that is signed for another region the answer is a 400 without a body.
+            (400, "", _) if answer.region.is_some() => self.elsewhere(answer.region.as_deref()),
             (301 | 307, ..)
             | (_, "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException", _) => {
-                match &answer.region {
-                    Some(region) => format!("the bucket `{}` is in another region: set `region = \"{region}\"`", self.name),
-                    None => format!("set `region` to that of the bucket `{}`", self.name),
-                }
+                self.elsewhere(answer.region.as_deref())
             }
             (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "InvalidToken", _) => {
                 "check the access keys in the AWS configuration of the user that runs mysql-pitr".into()
@@ -175,6 +174,13 @@ impl Bucket {
             url,
             operation: key::operation(call.verb, call.key),
             reason: format!("{answer}; {remedy}"),
+        }
+    }
+
+    fn elsewhere(&self, told: Option<&str>) -> String {
+        match told {
+            Some(region) => format!("the bucket `{}` is in another region: set `region = \"{region}\"`", self.name),
+            None => format!("set `region` to that of the bucket `{}`", self.name),
         }
     }
 
@@ -308,6 +314,12 @@ mod tests {
                 "PermanentRedirect",
                 Some("us-west-2"),
                 "301 PermanentRedirect; the bucket `b` is in another region: set `region = \"us-west-2\"`",
+            ),
+            (
+                400,
+                "",
+                Some("us-west-2"),
+                "400; the bucket `b` is in another region: set `region = \"us-west-2\"`",
             ),
             (
                 400,

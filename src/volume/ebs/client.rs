@@ -13,6 +13,8 @@ use aws_sdk_ec2::{
 };
 use tokio::sync::{Mutex, OnceCell};
 
+use super::whole::Whole;
+
 /// EC2 throttles everybody now and then, for seconds: with their waits all of them take a dozen seconds, and never half a minute, so that a
 /// call ends with what EC2 said and not with a timeout.
 const ATTEMPTS: u32 = 8;
@@ -121,7 +123,8 @@ impl Clients {
         let config = config
             .region(Region::new(region.to_owned()))
             .retry_config(retries)
-            .timeout_config(timeouts.build());
+            .timeout_config(timeouts.build())
+            .interceptor(Whole);
         Client::from_conf(config.build())
     }
 }

@@ -207,7 +207,7 @@ impl Call {
             ),
             "InvalidSnapshot.NotFound" => {
                 let hint = match caller {
-                    Caller::Node => format!("somebody deleted {object} in {region}; take another snapshot"),
+                    Caller::Node => format!("somebody deleted {object}; take another snapshot"),
                     Caller::Recovery => "the archive's record names a snapshot that is gone: recover from another one".to_owned(),
                 };
                 (Cause::Missing, hint)
@@ -250,6 +250,8 @@ impl Call {
             caller, action, object, ..
         } = self;
         let role = caller.role();
+        // `snap-0123 from eu-west-1`
+        let object = object.split(" from ").next().unwrap_or_default();
         match *action {
             // Such actions know no resources.
             describe if describe.starts_with("Describe") => format!("allow ec2:{action} on * to {role}"),

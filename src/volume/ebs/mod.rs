@@ -17,6 +17,8 @@ mod presign;
 mod snapshots;
 #[cfg(feature = "aws")]
 mod volumes;
+#[cfg(feature = "aws")]
+mod whole;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 

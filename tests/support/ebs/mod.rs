@@ -7,7 +7,7 @@
 mod ec2;
 mod imds;
 mod pool;
-mod xml;
+pub mod xml;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
