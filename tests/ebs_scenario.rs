@@ -65,9 +65,20 @@ struct Home {
     s3: Moto,
 }
 
+/// A test that failed says what the agents said.
+impl Drop for Home {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for (name, node) in [("primary", &self.beside_primary), ("replica", &self.beside_replica)] {
+                let log = fs::read_to_string(node.dir.path().join("agent.log"));
+                println!("---- the {name}'s agent\n{}", log.unwrap_or_default());
+            }
+        }
+    }
+}
+
 /// What does not.
 struct Dr {
-    machine: Machine,
     /// Commands there; what they are told of is in that region.
     node: Node,
     ec2: Ec2,
@@ -110,7 +121,7 @@ impl Story {
 
         let shared = format!(
             "[replica]\nurl = \"s3://{DR_BUCKET}\"\nregion = \"{HOME}\"\nendpoint = \"{}\"\npath_style = true\nreplication = \"agent\"\n\
-             interval = \"2s\"\n[ship]\nflush_interval = \"500ms\"\n[orchestrator]\nurls = [\"{}\"]\ntimeout = \"1s\"\n",
+             interval = \"2s\"\n[ship]\nflush_interval = \"500ms\"\n[orchestrator]\nurls = [\"{}\"]\ntimeout = \"10s\"\n",
             ec2.moto.endpoint,
             orchestrator.url()
         );
@@ -140,11 +151,7 @@ impl Story {
                 orchestrator,
                 s3,
             },
-            dr: Dr {
-                machine: dr,
-                node: there,
-                ec2,
-            },
+            dr: Dr { node: there, ec2 },
             volumes,
             machine,
         })
@@ -153,7 +160,7 @@ impl Story {
     /// The newest of so many snapshots, once the agent says so of it. Nothing is asked of the bucket meanwhile, which has work to do.
     async fn wait_snapshot(&self, count: usize, agent: &Agent, says: &str) -> Snapshot {
         eventually(says, async || agent.log().contains(says)).await;
-        let mut snapshots = archive(&self.home.s3, HOME_BUCKET).snapshots().await.unwrap();
+        let mut snapshots = self.home.bucket().archive().snapshots().await.unwrap();
         assert_eq!(snapshots.len(), count, "{snapshots:?}");
         snapshots.pop().unwrap()
     }
@@ -176,29 +183,39 @@ impl Story {
     }
 }
 
-impl Dr {
-    /// Of a recovery there. None while there is nothing to recover.
-    async fn plan(&self, target: Target) -> Option<Plan> {
-        let archive = archive(&self.ec2.moto, DR_BUCKET);
-        let reach = Some(Reach {
-            region: Some(self.machine.region.clone()),
-            ..Reach::default()
-        });
-        plan(
-            &archive,
-            &Request {
-                reach,
-                ..Request::new(target)
-            },
-        )
-        .await
-        .ok()
+/// A region's bucket.
+struct Bucket<'m> {
+    s3: &'m Moto,
+    name: &'static str,
+    region: &'static str,
+}
+
+impl Bucket<'_> {
+    fn archive(&self) -> Archive {
+        Archive {
+            store: bucket(&self.s3.endpoint, self.name),
+            shard: SHARD.to_owned().try_into().unwrap(),
+            clock: Arc::new(WallClock),
+        }
     }
 
-    /// Waits until a recovery of everything, there, begins with that snapshot and leads to all that the server has executed.
+    /// Of a recovery there. None while there is nothing to recover.
+    async fn plan(&self, target: Target) -> Option<Plan> {
+        let reach = Some(Reach {
+            region: Some(self.region.to_owned()),
+            ..Reach::default()
+        });
+        let request = Request {
+            reach,
+            ..Request::new(target)
+        };
+        plan(&self.archive(), &request).await.ok()
+    }
+
+    /// Waits until a recovery of everything begins with that snapshot and leads to all that the server has executed.
     async fn wait_recoverable(&self, server: &Server, snapshot: &Snapshot) {
         let wanted = server.gtid_executed().await;
-        eventually("the other region has it all", async || {
+        eventually(&format!("all of it can be recovered in {}", self.region), async || {
             let plan = self.plan(Target::Latest).await;
             plan.is_some_and(|p| p.snapshot.id == snapshot.id && p.target_gtids == wanted)
         })
@@ -206,11 +223,23 @@ impl Dr {
     }
 }
 
-fn archive(s3: &Moto, name: &str) -> Archive {
-    Archive {
-        store: bucket(&s3.endpoint, name),
-        shard: SHARD.to_owned().try_into().unwrap(),
-        clock: Arc::new(WallClock),
+impl Home {
+    fn bucket(&self) -> Bucket<'_> {
+        Bucket {
+            s3: &self.s3,
+            name: HOME_BUCKET,
+            region: HOME,
+        }
+    }
+}
+
+impl Dr {
+    fn bucket(&self) -> Bucket<'_> {
+        Bucket {
+            s3: &self.ec2.moto,
+            name: DR_BUCKET,
+            region: DR,
+        }
     }
 }
 
@@ -261,8 +290,9 @@ async fn i13_the_other_region_recovers_what_survived_a_failover_with_home_dead()
     wait_rows(&story.home.replica, 100).await;
     load.stop().await;
     let last = moment_on(&story.home.replica, INSERT).await;
-    story.dr.wait_recoverable(&story.home.replica, &snapshot).await;
-    let timelines = archive(&story.home.s3, HOME_BUCKET).timelines().await.unwrap();
+    story.home.bucket().wait_recoverable(&story.home.replica, &snapshot).await;
+    story.dr.bucket().wait_recoverable(&story.home.replica, &snapshot).await;
+    let timelines = story.home.bucket().archive().timelines().await.unwrap();
     let [_, timeline] = timelines.as_slice() else {
         panic!("{timelines:?}")
     };
@@ -280,7 +310,7 @@ async fn i13_the_other_region_recovers_what_survived_a_failover_with_home_dead()
     dr.ec2.end_region(HOME);
     let asked = dr.ec2.asked(HOME);
     let gtid = before.gtid.parse().unwrap();
-    let exact = dr.plan(Target::Gtid { gtid, exclusive: false }).await.unwrap();
+    let exact = dr.bucket().plan(Target::Gtid { gtid, exclusive: false }).await.unwrap();
     assert_eq!((&exact.target_gtids, &exact.snapshot.id), (&before.gtids, &snapshot.id));
     let target = dr.ec2.root().join("dr/mysql");
     let report = dr
