@@ -13,8 +13,9 @@ mod ebs;
 #[cfg(feature = "aws")]
 mod ebs_recover;
 #[cfg(feature = "aws")]
-mod ebs_scenario;
 mod ebs_refusals;
+#[cfg(feature = "aws")]
+mod ebs_scenario;
 mod ebs_steps;
 #[cfg(feature = "aws")]
 mod ebs_volumes;
