@@ -154,8 +154,11 @@ def month(shard):
     segment_hours = rotation_hours / 2 + shard.grace_hours + shard.prune_hours / 2
     segments_there = segments * segment_hours / HOURS
     binlogs_there = binlogs * span_days / DAYS
-    # Timelines and the records of snapshots; binlogs and their manifests; segments. Where looking takes long it rests longer.
-    look = {"records": 1 + pages(2 * snapshots), "binlogs": pages(2 * binlogs_there), "segments": pages(segments_there)}
+    # Timelines and the records of snapshots; binlogs and their manifests; the folders of servers, of one server's binlogs, and the segments of
+    # the binlog that is written, half of it there on average. Where looking takes long it rests longer.
+    folders_there = binlogs * segment_hours / HOURS
+    unsealed = min(segments / binlogs, segments) / 2
+    look = {"records": 1 + pages(2 * snapshots), "binlogs": pages(2 * binlogs_there), "segments": 1 + pages(folders_there) + pages(unsealed)}
     look_s = sum(look.values()) * shard.list_s
     looks = shard.nodes * seconds / (look_s + max(SURVEY_S, REST_PER_LOOK * look_s))
     lists = {

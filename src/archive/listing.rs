@@ -215,7 +215,7 @@ impl Archive {
     }
 
     /// The tails' objects by binlog: whether it has an opening, and its segments.
-    pub(super) async fn tail_objects(&self) -> anyhow::Result<Tails> {
+    async fn tail_objects(&self) -> anyhow::Result<Tails> {
         let objects = self.store.list(&keys::segments_prefix(&self.shard), None).await?;
         Ok(self.tails_of(objects))
     }
@@ -301,8 +301,8 @@ impl Archive {
 
     /// The binlogs whose place is `wanted` and that have an opening, by their segments, whether or not they are sealed too.
     pub async fn tails_where(&self, wanted: impl Fn(&BinlogPlace) -> bool) -> anyhow::Result<Vec<StoredBinlog>> {
-        let mut tails = self.tail_objects().await?;
-        tails.retain(|place, (opened, _)| *opened && wanted(place));
+        let mut tails = self.tail_objects_where(wanted).await?;
+        tails.retain(|_, (opened, _)| *opened);
         let openings: Vec<Opening> = self
             .records(tails.keys().map(|p| p.opening_key(&self.shard)).collect())
             .await?;

@@ -187,8 +187,8 @@ impl Archive {
 
     /// As [`Archive::tails_where`]; those of which the opening cannot be read are named, and left out.
     pub async fn readable_tails(&self, wanted: impl Fn(&BinlogPlace) -> bool) -> anyhow::Result<(Vec<StoredBinlog>, Vec<Fault>)> {
-        let mut objects = self.tail_objects().await?;
-        objects.retain(|place, (opened, _)| *opened && wanted(place));
+        let mut objects = self.tail_objects_where(wanted).await?;
+        objects.retain(|_, (opened, _)| *opened);
         let keys = objects.keys().map(|place| place.opening_key(&self.shard)).collect();
         let records = self
             .read_all(keys, |o: &Opening| o.place.opening_key(&self.shard), |o| o)
