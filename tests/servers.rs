@@ -22,6 +22,8 @@ mod on_demand;
 mod outage;
 mod plan;
 mod prune;
+#[cfg(feature = "aws")]
+mod prune_ebs;
 mod recover_proof;
 mod recover_resume;
 #[cfg(feature = "aws")]

@@ -10,6 +10,8 @@ pub mod binlog_writer;
 #[cfg(feature = "aws")]
 pub mod ebs;
 #[cfg(feature = "aws")]
+pub mod ebs_archive;
+#[cfg(feature = "aws")]
 pub mod ebs_stage;
 pub mod faulty_store;
 #[cfg(feature = "aws")]
@@ -20,6 +22,8 @@ pub mod made;
 pub mod memory_store;
 #[cfg(feature = "aws")]
 pub mod minio;
+#[cfg(feature = "aws")]
+pub mod mortal;
 pub mod moto;
 pub mod mysql;
 pub mod node;
