@@ -86,6 +86,12 @@ impl InEc2 {
         parts.map(|m| m.snapshot_id.clone()).collect()
     }
 
+    /// Whether its record was written to this place, by the tags of what is there.
+    pub fn is_recorded_at(&self, snapshot: &Snapshot, place: &str) -> bool {
+        let mut parts = self.parts(snapshot).into_iter();
+        parts.any(|id| self.found.get(&id).and_then(marks::record) == Some(place))
+    }
+
     /// What bears the shard's tag and no operation of which `is_known`.
     pub fn strays(&self, is_known: impl Fn(&str) -> bool) -> impl Iterator<Item = (&Made, &str)> {
         let of_shard = self

@@ -152,6 +152,7 @@ impl World {
     /// Pruned for this region, whose EC2 has all that these name there.
     fn at(&mut self, region: &'static str, snapshots: &[Snapshot]) {
         self.region = region;
+        self.holdings.url = if region == HOME { HERE_URL } else { THERE_URL }.to_owned();
         let days = |s: &Snapshot| (NOW_US - s.started_at_us) / DAY_US;
         self.made = snapshots.iter().map(|s| made(&s.id, region, days(s))).collect();
     }
@@ -326,6 +327,13 @@ fn nothing_is_orphaned_in_the_other_region() {
     // Where the copies are nobody has to ask the bucket that the records were written to.
     world.at(AWAY, &snapshots);
     assert_eq!(gone(&world.plan()), [("a", vec!["snap-a-eu-central-1"])]);
+    // The bucket at home, and the other region's EC2.
+    world.holdings.url = HERE_URL.to_owned();
+    let plan = world.plan();
+    assert!(
+        gone(&plan).is_empty() && says(&plan, "this is the bucket of eu-west-1"),
+        "{plan:?}"
+    );
     // A region of which no record speaks is the wrong one.
     world.at("us-east-1", &[]);
     assert!(gone(&world.plan()).is_empty());

@@ -62,7 +62,7 @@ impl<'a> Planner<'a> {
         }
         self.awaited_copy(snapshot)
             .map(|region| format!("its copy to {region} is not complete"))
-            .or_else(|| self.would_be_orphaned(snapshot, &ec2.region))
+            .or_else(|| self.would_be_orphaned(snapshot, ec2))
     }
 
     /// The region of a copy that somebody is at.
@@ -79,13 +79,18 @@ impl<'a> Planner<'a> {
     }
 
     /// Without the record here nobody would find its snapshots in another region, unless the bucket there has it, too.
-    fn would_be_orphaned(&self, snapshot: &Snapshot, region: &str) -> Option<String> {
+    fn would_be_orphaned(&self, snapshot: &Snapshot, ec2: &InEc2) -> Option<String> {
+        let region = ec2.region.as_str();
         let copies = || snapshot.volumes.iter().flat_map(|v| &v.copies);
         let other = copies().find(|c| c.region != region && c.snapshot_id.is_some())?;
         let origin = copies().next().map(|c| c.region.as_str());
         if origin != Some(region) && copies().any(|c| c.region == region) {
-            // The bucket that the record was written to has it.
-            return None;
+            // The bucket that the record was written to has it, unless that is this one.
+            let here = format!("{}/{}", self.holdings.url, keys::snapshot_key(self.shard, &snapshot.id));
+            let other = &other.region;
+            return ec2
+                .is_recorded_at(snapshot, &here)
+                .then(|| format!("this is the bucket of {other}: the one that its record was copied to is pruned for {region}"));
         }
         let other = &other.region;
         let Some(elsewhere) = &self.holdings.elsewhere else {
