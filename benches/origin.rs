@@ -150,10 +150,11 @@ impl Origin {
         let folder = TempDir::new().expect("a temporary folder");
         let datadir = folder.path().join("data");
         fs::create_dir(&datadir).expect("a new folder");
+        // As for `recover`, whose replay begins while the kernel still writes what was unpacked.
+        machine::settle_disk();
         copy_folder(&base, &datadir);
         let server = Server::start_on(&datadir, &[&["--server-id=2"], options].concat()).await;
         assert_eq!(server.gtid_executed().await, self.snapshot);
-        machine::settle_disk();
         Restored {
             server,
             _folder: folder,

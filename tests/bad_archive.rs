@@ -159,7 +159,11 @@ async fn i6_damaged_binlogs_are_named() {
         &[LATEST],
     )
     .await;
-    recovery_fails("sealed binlog: corrupted", |n| corrupt(sealed(n, "binlog.000002")), &[LATEST]).await;
+    let corrupted = |n: &Node| {
+        without_segments(n, "binlog.000002");
+        corrupt(sealed(n, "binlog.000002"));
+    };
+    recovery_fails("sealed binlog: corrupted", corrupted, &[LATEST]).await;
     let truncated = |n: &Node| {
         without_segments(n, "binlog.000002");
         truncate(sealed(n, "binlog.000002"));

@@ -8,31 +8,24 @@ use std::{
     os::fd::AsFd,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
 };
 
 use mysql_pitr::{
     archive::{
         keys,
-        records::{
-            CopyState, FORMAT_VERSION, FolderRole, HeldFolder, Provider, RegionalCopy, Snapshot, SnapshotState, Step,
-            VolumeSnapshot,
-        },
+        records::{FORMAT_VERSION, FolderRole, HeldFolder, Provider, Snapshot, SnapshotState, Step},
     },
     binlog::gtid::GtidSet,
     store::Put,
     support::clock::now_us,
 };
 use nix::unistd::syncfs;
-use tokio::task::JoinSet;
 
 use crate::support::{
-    ebs::{Ec2, Machine, Noise},
+    ebs::{Ec2, Machine, Noise, volume_ids},
     eventually,
     golden::assert_error,
+    load::{LOAD_TABLES, Load, wait_rows},
     mysql::Server,
     node::{Node, path_text},
     story::assert_same,
@@ -42,8 +35,6 @@ use crate::support::{
 const HOME: &str = "eu-west-1";
 const DR: &str = "eu-central-1";
 const ID: &str = "20261121T101403.120000Z-0a1b2c3d";
-const GIB: u64 = 1;
-const WRITERS: usize = 4;
 
 /// A server with its data and its binlogs on a volume each, and a machine in the other region.
 struct Home {
@@ -61,49 +52,24 @@ impl Home {
     async fn start() -> Option<Home> {
         let ec2 = Ec2::start()?;
         let (machine, dr) = (ec2.machine("eu-west-1a").await, ec2.machine("eu-central-1b").await);
-        let mut volumes = BTreeMap::new();
-        for name in ["data", "logs"] {
-            let mount_point = ec2.root().join(name);
-            volumes.insert(ec2.mounted_volume(&machine, GIB, &mount_point).await, mount_point);
-        }
+        let volumes = ec2.mounted_volumes(&machine, &["data", "logs"]).await;
         let logs = format!("--log-bin={}", ec2.root().join("logs/mysql-bin").display());
         // Checkpoints far behind: most of the work is in the redo log only.
         let server = Server::start_at(&ec2.root().join("data/mysql"), &[&logs, "--innodb-redo-log-capacity=64M"]).await;
-        let mut node = Node::new(
-            &server,
-            &format!(
-                "[recover.volume]\nendpoint = \"{}\"\ndevice_dir = \"{}\"\ndevice_timeout = \"2s\"\n",
-                ec2.endpoint,
-                dr.device_dir.display()
-            ),
-        );
-        let environment = [
-            ("AWS_ACCESS_KEY_ID", "AKIDTEST"),
-            ("AWS_SECRET_ACCESS_KEY", "nobody-prints-this"),
-            ("AWS_EC2_METADATA_SERVICE_ENDPOINT", &dr.metadata),
-            ("AWS_CONFIG_FILE", "/dev/null"),
-            ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
-            // What a killed recovery leaves there goes with the test's.
-            ("TMPDIR", path_text(node.dir.path())),
-        ];
-        node.environment = environment.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let node = Node::new(&server, &ec2.recover_section(&dr, "device_timeout = \"2s\""));
         fs::create_dir(ec2.root().join("dr")).unwrap();
-        server
-            .execute(&[
-                "GRANT RELOAD ON *.* TO mysql_pitr@localhost",
-                "CREATE DATABASE d",
-                "CREATE TABLE d.t (id INT PRIMARY KEY AUTO_INCREMENT, w INT, v VARCHAR(500), KEY (w))",
-                "CREATE TABLE d.sums (w INT PRIMARY KEY, n BIGINT)",
-            ])
-            .await;
-        Some(Home {
+        server.execute(&["GRANT RELOAD ON *.* TO mysql_pitr@localhost"]).await;
+        server.execute(&LOAD_TABLES).await;
+        let mut home = Home {
             server,
             node,
             machine,
             dr,
             volumes,
             ec2,
-        })
+        };
+        home.move_to(&home.dr.clone());
+        Some(home)
     }
 
     /// Under a lock, as the steps of a snapshot have it, and copied to the other region.
@@ -116,27 +82,16 @@ impl Home {
             syncfs(fs::File::open(mount_point).unwrap().as_fd()).unwrap();
         }
         let gtids = session.gtid_executed().await.unwrap();
-        let taken = self.ec2.snapshots(&self.machine).await;
+        let mut volumes = self.ec2.copied(&self.machine, &self.volumes, DR).await;
         session.execute("UNLOCK TABLES").await.unwrap();
         let variables = session.variables().await.unwrap();
         let text = |name: &str| variables.get(&[name]).unwrap().to_owned();
-        let mut volumes = Vec::new();
-        for (id, mount_point) in &self.volumes {
-            let here = taken[id].clone();
-            let there = self.ec2.copy_snapshot(&here, HOME, DR).await;
-            let (role, path) = match mount_point.ends_with("data") {
-                true => (FolderRole::Datadir, mount_point.join("mysql")),
-                false => (FolderRole::Binlog, mount_point.clone()),
+        for volume in &mut volumes {
+            let (role, path) = match volume.mount_point.ends_with("data") {
+                true => (FolderRole::Datadir, volume.mount_point.join("mysql")),
+                false => (FolderRole::Binlog, volume.mount_point.clone()),
             };
-            volumes.push(VolumeSnapshot {
-                volume_id: id.clone(),
-                mount_point: mount_point.clone(),
-                filesystem: "xfs".into(),
-                partition: None,
-                size_gib: GIB as u32,
-                holds: vec![HeldFolder { role, path }],
-                copies: vec![copy(HOME, here), copy(DR, there)],
-            });
+            volume.holds = vec![HeldFolder { role, path }];
         }
         let snapshot = Snapshot {
             format: FORMAT_VERSION,
@@ -171,26 +126,17 @@ impl Home {
 
     /// The agent takes EBS snapshots, with copies in the other region.
     fn take_snapshots_of_volumes(&self) {
-        let volumes: Vec<String> = self
-            .volumes
-            .iter()
-            .map(|(id, at)| format!("\"{}={id}\"", at.display()))
-            .collect();
-        let section = format!(
-            "[ebs]\nregion = \"{HOME}\"\nendpoint = \"{}\"\ndr_region = \"{DR}\"\nvolumes = [{}]\n\
-             lock_hold = \"200s\"\ncreate_timeout = \"120s\"\n",
-            self.ec2.endpoint,
-            volumes.join(", ")
-        );
+        let section = self.ec2.section(&self.machine, &self.volumes, DR);
         self.node.reconfigure("[recover]", &format!("{section}[recover]"));
         self.node.reconfigure("[snapshot]", "[snapshot]\nprovider = \"ebs\"");
     }
 
-    /// From now on commands run on the machine of that metadata service.
-    fn at(&mut self, metadata: &str) {
-        let name = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
-        self.node.environment.retain(|(k, _)| k != name);
-        self.node.environment.push((name.to_owned(), metadata.to_owned()));
+    /// From now on commands run on that machine.
+    fn move_to(&mut self, machine: &Machine) {
+        self.node.environment = machine.environment();
+        // What a killed recovery leaves there goes with the test's.
+        let scratch = path_text(self.node.dir.path()).to_owned();
+        self.node.environment.push(("TMPDIR".to_owned(), scratch));
     }
 
     fn target(&self) -> PathBuf {
@@ -209,56 +155,6 @@ impl Home {
     }
 }
 
-fn copy(region: &str, snapshot_id: String) -> RegionalCopy {
-    RegionalCopy {
-        region: region.to_owned(),
-        snapshot_id: Some(snapshot_id),
-        state: CopyState::Complete,
-        failure: None,
-        encrypted: None,
-        kms_key: None,
-        tried_at_us: None,
-    }
-}
-
-/// Writers that go on until they are told to stop.
-struct Load {
-    stop: Arc<AtomicBool>,
-    writers: JoinSet<u64>,
-}
-
-impl Load {
-    async fn start(server: &Server) -> Load {
-        let (stop, mut writers) = (Arc::new(AtomicBool::new(false)), JoinSet::new());
-        for w in 0..WRITERS {
-            let (stop, mut session) = (stop.clone(), server.root().await);
-            writers.spawn(async move {
-                let mut rounds = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    for sql in [
-                        format!("INSERT INTO d.t (w, v) VALUES ({w}, REPEAT('{rounds}', 100))"),
-                        format!("INSERT INTO d.sums VALUES ({w}, 1) ON DUPLICATE KEY UPDATE n = (n * 3 + {rounds}) % 1000003"),
-                    ] {
-                        session.execute(&sql).await.unwrap();
-                    }
-                    rounds += 1;
-                }
-                rounds
-            });
-        }
-        Load { stop, writers }
-    }
-
-    async fn stop(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        assert!(self.writers.join_all().await.iter().all(|rounds| *rounds > 0));
-    }
-}
-
-async fn rows(server: &Server) -> u64 {
-    server.root().await.one::<(u64,)>("SELECT COUNT(*) FROM d.t").await.unwrap().0
-}
-
 async fn assert_recovered(target: &Path, wanted: &Truth, gtids: &GtidSet, home: &Server) {
     let recovered = Server::start_on(target, &["--server-id=2"]).await;
     let mut session = recovered.root().await;
@@ -275,11 +171,11 @@ async fn assert_recovered(target: &Path, wanted: &Truth, gtids: &GtidSet, home: 
 async fn i7_the_other_region_recovers_from_its_copies() {
     let Some(mut home) = Home::start().await else { return };
     home.take_snapshots_of_volumes();
-    home.at(&home.machine.metadata.clone());
+    home.move_to(&home.machine.clone());
     let agent = home.node.agent();
     home.node.wait_snapshots(1).await;
     let load = Load::start(&home.server).await;
-    eventually("the load runs", async || rows(&home.server).await > 200).await;
+    wait_rows(&home.server, 200).await;
     home.ec2.behave(|b| (b.looks_until_ready, b.page_items) = (2, Some(1)));
     let snapshot = home.node.json(&["snapshot"]).await;
     let gtids_before: GtidSet = snapshot["gtids_before"].as_str().unwrap().parse().unwrap();
@@ -290,8 +186,7 @@ async fn i7_the_other_region_recovers_from_its_copies() {
             .any(|s| s.id == snapshot["id"] && s.volumes.iter().all(|v| v.complete_in(DR).is_some()))
     })
     .await;
-    let then = rows(&home.server).await;
-    eventually("more load", async || rows(&home.server).await > then + 200).await;
+    wait_rows(&home.server, 200).await;
     load.stop().await;
     let wanted = truth(&mut home.server.root().await).await;
     let gtids = home.server.gtid_executed().await;
@@ -299,11 +194,9 @@ async fn i7_the_other_region_recovers_from_its_copies() {
     home.node.wait_shipped(&home.server).await;
     agent.stop().await;
     home.server.kill().await;
-    home.ec2.behave(|b| {
-        b.dead.insert(HOME.to_owned());
-        b.noise = Some(Noise::new(7, 12));
-    });
-    home.at(&home.dr.metadata.clone());
+    home.ec2.end_region(HOME);
+    home.ec2.behave(|b| b.noise = Some(Noise::new(7, 12)));
+    home.move_to(&home.dr.clone());
     let asked = home.ec2.asked(HOME);
 
     let target = home.target();
@@ -341,14 +234,14 @@ async fn i7_the_other_region_recovers_from_its_copies() {
 }
 
 /// i10: killed wherever it asks EC2 for something, wherever it has changed something, and started again: no volume is made twice, and the end
-/// is the same.
+/// is the same. So it is after a start of the machine, on other volumes.
 #[tokio::test]
 async fn i10_a_recovery_onto_volumes_goes_on_where_it_was_killed() {
     let Some(mut home) = Home::start().await else { return };
     let agent = home.node.agent();
     home.node.wait_snapshots(1).await;
     let load = Load::start(&home.server).await;
-    eventually("the load runs", async || rows(&home.server).await > 100).await;
+    wait_rows(&home.server, 100).await;
     home.snapshot().await;
     load.stop().await;
     home.server.execute(&["INSERT INTO d.t (w, v) VALUES (9, 'the last')"]).await;
@@ -397,8 +290,28 @@ async fn i10_a_recovery_onto_volumes_goes_on_where_it_was_killed() {
         path_text(&target),
     ];
     home.node.fails(&other).await;
-    let report = home.node.json(&command).await;
+    // Where it gives back what only the first start of the copy needs.
+    home.ec2.behave(|b| {
+        b.unanswered.insert("DetachVolume".to_owned());
+    });
+    let mut child = spawn();
+    eventually("the binlogs' volume is detached", async || {
+        home.ec2.done(DR, "DetachVolume") == 1
+    })
+    .await;
+    child.kill().await.unwrap();
+    home.ec2.behave(|b| b.unanswered.clear());
     assert_eq!(home.ec2.done(DR, "CreateVolume"), 2);
+
+    // After a start of the machine, what was written last may be torn: others are made, and those given back.
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let journal = fs::read_to_string(work.join("recovery.json")).unwrap();
+    let another = journal.replace(boot_id.trim(), "00000000-0000-0000-0000-000000000000");
+    assert_ne!(journal, another);
+    fs::write(work.join("recovery.json"), another).unwrap();
+    fs::write(work.join("data/ibdata1"), b"torn").unwrap();
+    let report = home.node.json(&command).await;
+    assert_eq!(home.ec2.done(DR, "CreateVolume"), 4);
     assert_eq!(home.ec2.volumes(DR), [report["volume"]["volume_id"].as_str().unwrap()]);
     home.server.run().await;
     assert_recovered(&target, &wanted, &gtids, &home.server).await;
@@ -422,7 +335,7 @@ async fn a_recovery_onto_volumes_that_fails_leaves_nothing_behind() {
     let assert_fails = async |case: &str| {
         let said = home.node.fails(&command).await;
         println!("{case}: {said}");
-        let volumes: Vec<String> = said.split("vol-").skip(1).map(|rest| format!("vol-{}", id(rest))).collect();
+        let volumes = volume_ids(&said);
         let mut names = vec![
             (devices.as_str(), "DEVICES"),
             (root.as_str(), "ROOT"),
@@ -479,9 +392,4 @@ async fn a_recovery_onto_volumes_that_fails_leaves_nothing_behind() {
         .join(keys::snapshot_key(&home.node.archive().shard, clone));
     fs::remove_file(record).unwrap();
     assert_fails("recover onto volumes: no copy in this region").await;
-}
-
-/// The rest of a volume's id at the beginning of `text`.
-fn id(text: &str) -> &str {
-    &text[..text.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(text.len())]
 }

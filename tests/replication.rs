@@ -332,9 +332,9 @@ async fn i3_the_other_region_is_recoverable_whenever_the_copying_stops() {
     let (mut copied, mut was_recoverable, mut best) = (Copied::default(), false, 0);
     for one in &missing {
         assert!(copier.copy(std::slice::from_ref(one), &mut copied).await.unwrap());
-        let survey = far.survey().await.unwrap();
+        let mut survey = far.survey().await.unwrap();
         assert!(survey.faults.is_empty(), "after {}: {:?}", one.key, survey.faults);
-        let now = recoverable(&far, None, &survey).await;
+        let now = recoverable(&far, None, &mut survey).await;
         let is_recoverable = now.problem.is_none();
         assert!(is_recoverable || !was_recoverable, "after {}: {:?}", one.key, now.problem);
         assert!(now.until_us.is_none_or(|until| until >= best), "after {}", one.key);
@@ -345,10 +345,10 @@ async fn i3_the_other_region_is_recoverable_whenever_the_copying_stops() {
     let level = comparer.look().await.unwrap();
     assert_eq!((level.behind.bytes, level.behind.seconds), (0, 0.0), "{level:?}");
     assert_eq!(copied.objects as usize, missing.len());
-    let (at_home, there) = (home.survey().await.unwrap(), far.survey().await.unwrap());
+    let (mut at_home, mut there) = (home.survey().await.unwrap(), far.survey().await.unwrap());
     assert_eq!(
-        recoverable(&home, None, &at_home).await.until_us,
-        recoverable(&far, None, &there).await.until_us
+        recoverable(&home, None, &mut at_home).await.until_us,
+        recoverable(&far, None, &mut there).await.until_us
     );
     // Segments of a binlog that is sealed there nobody needs there.
     assert!(there.binlogs.iter().filter(|b| b.gtids().is_some()).count() >= 4);

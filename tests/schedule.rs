@@ -2,8 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use crate::support::{eventually, mysql::Server, node::Node};
-use jiff::{Timestamp, tz::TimeZone};
+use crate::support::{US_PER_S, eventually, mysql::Server, node::Node, only_at};
 use mysql_pitr::{
     archive::records::{Snapshot, SnapshotState},
     snapshot::schedule::Schedule,
@@ -12,19 +11,12 @@ use mysql_pitr::{
 
 const OFF: &str = "schedule = \"off\"";
 const EVERY_FEW_SECONDS: &str = "*/2 * * * * *";
-const US_PER_S: i64 = 1_000_000;
 
 async fn complete(node: &Node) -> Vec<Snapshot> {
     let mut snapshots = node.archive().snapshots().await.unwrap();
     assert!(snapshots.iter().all(|s| s.state != SnapshotState::Failed), "{snapshots:?}");
     snapshots.retain(|s| s.state == SnapshotState::Complete);
     snapshots
-}
-
-/// A crontab line that is one second of one year.
-fn only_at(us: i64) -> String {
-    let at = Timestamp::from_microsecond(us).unwrap().to_zoned(TimeZone::UTC);
-    at.strftime("%-S %-M %-H %-d %-m * %Y").to_string()
 }
 
 #[tokio::test]

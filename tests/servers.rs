@@ -7,11 +7,16 @@ mod backlog;
 mod bad_archive;
 mod bad_input;
 mod candidate;
+mod damaged_seal;
 #[cfg(feature = "aws")]
 mod ebs;
 #[cfg(feature = "aws")]
 mod ebs_recover;
+#[cfg(feature = "aws")]
+mod ebs_scenario;
 mod ebs_steps;
+#[cfg(feature = "aws")]
+mod ebs_volumes;
 mod exact_targets;
 mod failover;
 mod freeze;
@@ -21,11 +26,13 @@ mod on_demand;
 #[cfg(feature = "aws")]
 mod outage;
 mod plan;
+mod plan_requests;
 mod prune;
 #[cfg(feature = "aws")]
 mod prune_ebs;
 mod recover_proof;
 mod recover_resume;
+mod recover_user;
 #[cfg(feature = "aws")]
 mod replication;
 mod role;

@@ -29,6 +29,7 @@ macro_rules! conformance {
             a_failed_upload_stays_failed,
             lists_in_bytewise_order_within_a_prefix,
             lists_more_than_a_page,
+            tells_folders_without_what_is_in_them,
             what_is_too_large_to_get_can_be_read,
             deleting_is_idempotent,
             reading_starts_where_it_is_told,
@@ -325,6 +326,24 @@ async fn lists_more_than_a_page(store: SharedStore) {
             .iter()
             .eq(sorted.iter().skip(5))
     );
+}
+
+async fn tells_folders_without_what_is_in_them(store: SharedStore) {
+    let keys: Vec<String> = (0..1010)
+        .map(|i| format!("s/segments/{i:04}/x"))
+        .chain(["s/a-b/1/2", "s/a/b/c", "s/a/b/d", "s/a/e", "s/f", "t/g/h"].map(str::to_owned))
+        .collect();
+    stream::iter(&keys)
+        .for_each_concurrent(16, |key| async { drop(create(&*store, key, b"x").await) })
+        .await;
+    let folders = async |prefix: &str| store.folders(prefix).await.unwrap();
+    assert_eq!(folders("").await, ["s/", "t/"]);
+    assert_eq!(folders("s/").await, ["s/a-b/", "s/a/", "s/segments/"]);
+    assert_eq!(folders("s/a/").await, ["s/a/b/"]);
+    assert_eq!(folders("s/segments/").await.len(), 1010);
+    for nothing in ["s/a/b/", "s/f/", "u/"] {
+        assert!(folders(nothing).await.is_empty(), "{nothing}");
+    }
 }
 
 async fn what_is_too_large_to_get_can_be_read(store: SharedStore) {

@@ -129,6 +129,9 @@ impl Snapshots {
             }
             let standing = self.standing.borrow().clone();
             let look = self.looks.borrow_and_update().clone();
+            if look.as_ref().is_some_and(|look| look.view.recoverable_from.is_some()) {
+                asked = None;
+            }
             let done = async {
                 if !swept {
                     self.sweep().await?;
@@ -174,11 +177,19 @@ impl Snapshots {
             info!("the newest moment cannot be recovered: taking a snapshot");
             return self.take(standing, requests, "gap").await;
         }
-        let is_under_way = match asked {
-            Some(id) => self.is_under_way(id).await?,
-            None => false,
-        };
-        if !is_under_way && requests.open(&self.archive).await?.is_empty() {
+        if let Some(id) = asked {
+            let (snapshots, _) = self.archive.readable_snapshots().await?;
+            match became(id, &snapshots, clock::now_us()) {
+                Became::UnderWay => return Ok(()),
+                // The look that found nothing to recover did not know of it. Where it did not help, the next one says so.
+                Became::Complete => {
+                    *asked = None;
+                    return Ok(());
+                }
+                Became::Nothing => {}
+            }
+        }
+        if requests.open(&self.archive).await?.is_empty() {
             let id = request::ask(&self.archive).await?;
             info!(
                 request = id,
@@ -187,14 +198,6 @@ impl Snapshots {
             *asked = Some(id);
         }
         Ok(())
-    }
-
-    /// Whether somebody took up the request, and has not ended it.
-    async fn is_under_way(&self, id: &str) -> anyhow::Result<bool> {
-        let (snapshots, _) = self.archive.readable_snapshots().await?;
-        let patient_until = |s: &Snapshot| s.started_at_us + ANSWER_PATIENCE_US;
-        let is_it = |s: &Snapshot| s.id == id && s.state == SnapshotState::Started && clock::now_us() < patient_until(s);
-        Ok(snapshots.iter().any(is_it))
     }
 
     async fn sweep(&self) -> anyhow::Result<()> {
@@ -285,6 +288,23 @@ impl Snapshots {
     }
 }
 
+/// What somebody made of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Became {
+    UnderWay,
+    Complete,
+    /// Nothing so far, or nothing any more.
+    Nothing,
+}
+
+fn became(request: &str, snapshots: &[Snapshot], now_us: i64) -> Became {
+    match snapshots.iter().find(|s| s.id == request) {
+        Some(s) if s.state == SnapshotState::Complete => Became::Complete,
+        Some(s) if s.state == SnapshotState::Started && now_us < s.started_at_us + ANSWER_PATIENCE_US => Became::UnderWay,
+        _ => Became::Nothing,
+    }
+}
+
 async fn server_uuid(endpoint: &Endpoint) -> anyhow::Result<Uuid> {
     Session::connect(endpoint).await?.variables().await?.server_uuid()
 }
@@ -292,6 +312,28 @@ async fn server_uuid(endpoint: &Endpoint) -> anyhow::Result<Uuid> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_is_made_anew_only_where_the_first_led_to_nothing() {
+        let snapshot = |state: &str| -> Snapshot {
+            let record = serde_json::json!({
+                "format": 1, "id": "r", "state": state, "provider": "ebs", "timeline": 1, "server_uuid": Uuid::nil(),
+                "server_version": "", "started_at_us": 1000, "finished_at_us": null, "gtids_before": "", "gtids_after": null,
+                "variables": {}, "data_key": "", "data_bytes": 0, "stored_bytes": 0, "stored_sha256": "",
+            });
+            serde_json::from_value(record).unwrap()
+        };
+        let late = 1000 + ANSWER_PATIENCE_US;
+        for (state, now_us, expected) in [
+            ("started", late - 1, Became::UnderWay),
+            ("started", late, Became::Nothing),
+            ("complete", late, Became::Complete),
+            ("failed", 1001, Became::Nothing),
+        ] {
+            assert_eq!(became("r", &[snapshot(state)], now_us), expected, "{state}");
+        }
+        assert_eq!(became("another", &[snapshot("complete")], 1001), Became::Nothing);
+    }
 
     #[test]
     fn an_answer_is_due_once_per_look_and_not_all_the_time() {

@@ -135,61 +135,25 @@ pub fn window(path: &Path, snapshots: &[Snapshot], binlogs: &[&Holding]) -> Wind
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::{
-        archive::records::{Provider, Reason, SnapshotState, Timeline},
+        archive::examples::{self, SERVER, timeline},
         binlog::gtid::{Gtid, Tag},
     };
-
-    const SERVER: Uuid = Uuid::from_u128(1);
 
     fn set(numbers: impl IntoIterator<Item = u64>) -> GtidSet {
         numbers.into_iter().map(|n| Gtid::new(SERVER, Tag::NONE, n)).collect()
     }
 
-    fn timeline(id: u32, parent: Option<u32>, branch_set: GtidSet) -> Timeline {
-        Timeline {
-            format: 1,
-            id,
-            parent,
-            server_uuid: SERVER,
-            branch_set,
-            reason: Reason::FirstStart,
-            adopted: true,
-            confirmed_by: None,
-            skipped: GtidSet::new(),
-            nonce: Uuid::nil(),
-            claimed_at_us: 0,
-        }
-    }
-
     fn snapshot(timeline: u32, upto: u64) -> Snapshot {
         Snapshot {
-            format: 1,
             id: format!("s{upto}"),
-            state: SnapshotState::Complete,
-            provider: Provider::Clone,
-            timeline,
-            server_uuid: SERVER,
-            server_version: String::new(),
-            started_at_us: 0,
             finished_at_us: Some(upto.cast_signed()),
-            gtids_before: set(1..=upto),
-            gtids_after: Some(set(1..=upto)),
-            errant: GtidSet::new(),
-            variables: BTreeMap::new(),
-            data_key: String::new(),
-            data_bytes: 0,
-            stored_bytes: 0,
-            stored_sha256: String::new(),
-            failure: None,
-            step: None,
-            volumes: Vec::new(),
-            locked_us: None,
+            ..examples::snapshot(timeline, set(1..=upto))
         }
     }
 

@@ -68,9 +68,9 @@ impl BinlogPlace {
         format!("{}{MANIFEST_SUFFIX}", self.sealed_key(shard, codec))
     }
 
-    /// The number that the name ends with.
+    /// The number that the name ends with, 0 where there is none.
     pub fn number(&self) -> u64 {
-        binlog_number(&self.name)
+        binlog_number(&self.name).unwrap_or(0)
     }
 
     pub fn segments_prefix(&self, shard: &Shard) -> String {
@@ -106,9 +106,9 @@ pub fn is_binlog_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= BYTES_MAX && !name.contains('/') && !name.contains(char::is_control)
 }
 
-/// The number that a binlog's name ends with, 0 where there is none; a server gives them in order.
-pub fn binlog_number(name: &str) -> u64 {
-    name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+/// The number that a binlog's name ends with; a server gives them in order.
+pub fn binlog_number(name: &str) -> Option<u64> {
+    name.rsplit('.').next()?.parse().ok()
 }
 
 impl fmt::Display for BinlogPlace {
@@ -162,6 +162,14 @@ pub fn parse_tail_key(shard: &Shard, key: &str) -> Option<TailKey> {
         end: end.parse().ok()?,
     };
     (range.start < range.end).then_some(TailKey::Segment(place, range))
+}
+
+/// The binlog whose tail's objects lie in the folder `prefix`, as [`BinlogPlace::segments_prefix`] names it.
+pub fn parse_tail_folder(shard: &Shard, prefix: &str) -> Option<BinlogPlace> {
+    match parse_tail_key(shard, &format!("{prefix}{OPENING}"))? {
+        TailKey::Opening(place) => Some(place),
+        TailKey::Segment(..) => None,
+    }
 }
 
 /// All sealed binlogs and manifests lie under this: the years 2000 to 2999.
@@ -326,6 +334,8 @@ mod tests {
             parse_tail_key(&shard, &place().opening_key(&shard)),
             Some(TailKey::Opening(place()))
         );
+        assert_eq!(parse_tail_folder(&shard, &place().segments_prefix(&shard)), Some(place()));
+        assert_eq!(parse_tail_folder(&shard, "s/segments/x/"), None);
         let later = place().segment_key(
             &shard,
             SegmentRange {

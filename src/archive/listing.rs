@@ -8,7 +8,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     binlog::gtid::GtidSet,
-    store::{Put, SharedStore, StoreError, Version},
+    store::{ObjectMeta, Put, SharedStore, StoreError, Version},
     support::{clock::SharedClock, hint::OrHint},
 };
 
@@ -19,6 +19,12 @@ use super::{
 
 /// Records fetched at a time.
 pub(super) const GETS_IN_FLIGHT: usize = 32;
+
+/// Of more binlogs than that the segments are listed all at once: each listing of its own is a request, and a thousand keys are one too.
+const FOLDERS_LISTED_MAX: usize = 64;
+
+/// Of each binlog whether it has an opening, and its segments.
+pub(super) type Tails = BTreeMap<BinlogPlace, (bool, Vec<Segment>)>;
 
 /// A shard's archive in a store.
 #[derive(Debug, Clone)]
@@ -35,6 +41,16 @@ pub struct Segment {
     pub key: String,
     pub range: SegmentRange,
     pub stored_bytes: u64,
+}
+
+impl Segment {
+    fn of(object: ObjectMeta, range: SegmentRange) -> Segment {
+        Segment {
+            key: object.key,
+            range,
+            stored_bytes: object.size_bytes,
+        }
+    }
 }
 
 /// In which form a binlog is stored.
@@ -100,8 +116,7 @@ impl StoredBinlog {
 
 /// As [`StoredBinlog::order`].
 pub fn order_of(place: &BinlogPlace, held_before: &GtidSet) -> (u64, u64) {
-    let number = place.name.rsplit('.').next().and_then(|n| n.parse().ok()).unwrap_or(0);
-    (held_before.count(), number)
+    (held_before.count(), place.number())
 }
 
 /// Segments (sorted by start) that cover a binlog without holes from its beginning on, as far as they reach, and how many bytes of each
@@ -200,22 +215,54 @@ impl Archive {
     }
 
     /// The tails' objects by binlog: whether it has an opening, and its segments.
-    pub(super) async fn tail_objects(&self) -> anyhow::Result<BTreeMap<BinlogPlace, (bool, Vec<Segment>)>> {
-        let mut tails: BTreeMap<BinlogPlace, (bool, Vec<Segment>)> = BTreeMap::new();
-        for object in self.store.list(&keys::segments_prefix(&self.shard), None).await? {
+    pub(super) async fn tail_objects(&self) -> anyhow::Result<Tails> {
+        let objects = self.store.list(&keys::segments_prefix(&self.shard), None).await?;
+        Ok(self.tails_of(objects))
+    }
+
+    /// The same of those binlogs whose place is `wanted`. The segments of what is sealed stay for days, a million of them on a busy server:
+    /// they are not listed for the few that are.
+    pub(super) async fn tail_objects_where(&self, wanted: impl Fn(&BinlogPlace) -> bool) -> anyhow::Result<Tails> {
+        let mut prefixes = Vec::new();
+        for server in self.store.folders(&keys::segments_prefix(&self.shard)).await? {
+            let folders = self.store.folders(&server).await?.into_iter();
+            prefixes.extend(folders.filter(|f| keys::parse_tail_folder(&self.shard, f).is_some_and(|place| wanted(&place))));
+        }
+        if prefixes.len() > FOLDERS_LISTED_MAX {
+            let mut tails = self.tail_objects().await?;
+            tails.retain(|place, _| wanted(place));
+            return Ok(tails);
+        }
+        let listings = prefixes.iter().map(|prefix| self.store.list(prefix, None));
+        let objects: Vec<Vec<ObjectMeta>> = stream::iter(listings).buffered(GETS_IN_FLIGHT).try_collect().await?;
+        Ok(self.tails_of(objects.into_iter().flatten()))
+    }
+
+    fn tails_of(&self, objects: impl IntoIterator<Item = ObjectMeta>) -> Tails {
+        let mut tails = Tails::new();
+        for object in objects {
             match keys::parse_tail_key(&self.shard, &object.key) {
                 Some(TailKey::Opening(place)) => tails.entry(place).or_default().0 = true,
                 Some(TailKey::Segment(place, range)) => {
-                    tails.entry(place).or_default().1.push(Segment {
-                        key: object.key,
-                        range,
-                        stored_bytes: object.size_bytes,
-                    });
+                    tails.entry(place).or_default().1.push(Segment::of(object, range));
                 }
                 None => {}
             }
         }
-        Ok(tails)
+        tails
+    }
+
+    /// A sealed binlog by the segments that are still there of it.
+    pub async fn by_segments(&self, binlog: &StoredBinlog) -> anyhow::Result<StoredBinlog> {
+        let objects = self.store.list(&binlog.place().segments_prefix(&self.shard), None).await?;
+        let segment = |object: ObjectMeta| match keys::parse_tail_key(&self.shard, &object.key) {
+            Some(TailKey::Segment(_, range)) => Some(Segment::of(object, range)),
+            _ => None,
+        };
+        Ok(StoredBinlog {
+            opening: binlog.opening.clone(),
+            form: Form::Tail(objects.into_iter().filter_map(segment).collect()),
+        })
     }
 
     /// Where the manifests of the sealed binlogs lie; read off the keys.
@@ -264,15 +311,6 @@ impl Archive {
             form: Form::Tail(segments),
         };
         Ok(openings.into_iter().zip(tails.into_values()).map(stored).collect())
-    }
-
-    /// The binlogs that have segments but neither an opening nor a manifest: damage, or a replica of the bucket that is behind.
-    pub async fn unopened(&self) -> anyhow::Result<Vec<BinlogPlace>> {
-        let (sealed, tails) = (self.sealed_index().await?, self.tail_objects().await?);
-        let lost = tails
-            .into_iter()
-            .filter(|(place, (opened, _))| !opened && !sealed.contains_key(place));
-        Ok(lost.map(|(place, _)| place).collect())
     }
 
     /// Every binlog, sealed or not.

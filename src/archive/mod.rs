@@ -1,6 +1,8 @@
 //! What lies in the bucket and what it means. `docs/archive-format.md` is the description for people.
 
 pub mod codec;
+#[cfg(test)]
+pub mod examples;
 pub mod fence;
 pub mod gaps;
 pub mod keys;

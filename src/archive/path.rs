@@ -190,56 +190,21 @@ mod tests {
 
     use super::*;
     use crate::{
-        archive::records::{FORMAT_VERSION, Provider},
+        archive::examples::{self, SERVER as PRIMARY, timeline},
         binlog::gtid::Tag,
     };
 
-    const PRIMARY: Uuid = Uuid::from_u128(1);
     const REPLICA: Uuid = Uuid::from_u128(2);
 
     fn set(server: Uuid, numbers: impl IntoIterator<Item = u64>) -> GtidSet {
         numbers.into_iter().map(|n| Gtid::new(server, Tag::NONE, n)).collect()
     }
 
-    fn timeline(id: u32, parent: Option<u32>, branch_set: GtidSet) -> Timeline {
-        Timeline {
-            format: FORMAT_VERSION,
-            id,
-            parent,
-            server_uuid: PRIMARY,
-            branch_set,
-            reason: Reason::Crash,
-            adopted: true,
-            confirmed_by: None,
-            skipped: GtidSet::new(),
-            nonce: Uuid::nil(),
-            claimed_at_us: 0,
-        }
-    }
-
     fn snapshot(held: GtidSet, errant: GtidSet) -> Snapshot {
         Snapshot {
-            format: FORMAT_VERSION,
-            id: String::new(),
-            state: SnapshotState::Complete,
-            provider: Provider::Clone,
-            timeline: 1,
             server_uuid: REPLICA,
-            server_version: String::new(),
-            started_at_us: 0,
-            finished_at_us: Some(0),
-            gtids_before: held.clone(),
-            gtids_after: Some(held),
             errant,
-            variables: Default::default(),
-            data_key: String::new(),
-            data_bytes: 0,
-            stored_bytes: 0,
-            stored_sha256: String::new(),
-            failure: None,
-            step: None,
-            volumes: Vec::new(),
-            locked_us: None,
+            ..examples::snapshot(1, held)
         }
     }
 

@@ -9,8 +9,9 @@ use uuid::Uuid;
 use crate::binlog::gtid::{Gtid, GtidSet, Tag};
 
 use super::{
+    examples,
     path::Path,
-    records::{FORMAT_VERSION, Provider, Reason, Snapshot, SnapshotState, Timeline},
+    records::{Snapshot, Timeline},
 };
 
 /// What a transaction did: two transactions may bear one GTID and differ here.
@@ -72,17 +73,9 @@ impl World {
     fn claim_skipping(&mut self, parent: Option<u32>, server_uuid: Uuid, branch_set: GtidSet, skipped: GtidSet) {
         self.tip = self.timelines.len() as u32 + 1;
         self.timelines.push(Timeline {
-            format: FORMAT_VERSION,
-            id: self.tip,
-            parent,
             server_uuid,
-            branch_set,
-            reason: Reason::Crash,
-            adopted: true,
-            confirmed_by: None,
-            nonce: Uuid::nil(),
-            claimed_at_us: 0,
             skipped,
+            ..examples::timeline(self.tip, parent, branch_set)
         });
         self.shipped_until = 0;
     }
@@ -121,27 +114,9 @@ impl World {
 
     fn snapshot(&mut self, server: &Server) {
         let record = Snapshot {
-            format: FORMAT_VERSION,
             id: self.snapshots.len().to_string(),
-            state: SnapshotState::Complete,
-            provider: Provider::Clone,
-            timeline: self.tip,
             server_uuid: server.uuid,
-            server_version: String::new(),
-            started_at_us: 0,
-            finished_at_us: None,
-            gtids_before: server.gtids(),
-            gtids_after: Some(server.gtids()),
-            errant: GtidSet::new(),
-            variables: BTreeMap::new(),
-            data_key: String::new(),
-            data_bytes: 0,
-            stored_bytes: 0,
-            stored_sha256: String::new(),
-            failure: None,
-            step: None,
-            volumes: Vec::new(),
-            locked_us: None,
+            ..examples::snapshot(self.tip, server.gtids())
         };
         self.snapshots.push((record, server.state()));
     }

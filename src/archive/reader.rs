@@ -1,5 +1,7 @@
 //! The bytes of a stored binlog, read ahead in bounded memory and checked, whichever form they lie in.
 
+use std::fmt;
+
 use anyhow::Context;
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
@@ -11,12 +13,13 @@ use crate::{
         splitter::{Piece, SplitError, Splitter},
         transaction::Tracker,
     },
-    store::reading::Reading,
-    support::hint::{OrHint, with_hint},
+    store::{StoreError, reading::Reading},
+    support::hint::{OrHint, message, with_hint},
 };
 
 use super::{
     codec::{Codec, Decoder},
+    keys::BinlogPlace,
     listing::{Archive, Form, StoredBinlog, cover},
 };
 
@@ -25,6 +28,42 @@ const READ_BYTES: usize = 256 * 1024;
 /// Decompressed portions that wait for their consumer; with those of up to 128 KiB each, 4 MiB.
 const PORTIONS_AHEAD: usize = 32;
 const REPLICA_HINT: &str = "restore the object from the other region's bucket, or recover to a moment before it";
+
+/// The cause of an error: a sealed binlog's object is not what was stored, or cannot be read to its end. Its segments may stand in for it.
+#[derive(Debug)]
+pub struct DamagedSeal {
+    pub place: BinlogPlace,
+    /// What its own causes say.
+    what: String,
+}
+
+impl fmt::Display for DamagedSeal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl DamagedSeal {
+    pub fn of(error: &anyhow::Error) -> Option<&DamagedSeal> {
+        error.downcast_ref()
+    }
+
+    /// Names the object as the cause of what went wrong while it was read, unless the store was.
+    fn blame(binlog: &StoredBinlog, error: anyhow::Error) -> anyhow::Error {
+        let of_the_store = |e: &StoreError| !e.is_not_found();
+        let is_stores = error
+            .chain()
+            .any(|cause| cause.downcast_ref::<StoreError>().is_some_and(of_the_store));
+        if is_stores || !matches!(binlog.form, Form::Sealed(_)) {
+            return error;
+        }
+        let what = message(&error);
+        error.context(DamagedSeal {
+            place: binlog.place().clone(),
+            what,
+        })
+    }
+}
 
 /// A stream of a binlog's uncompressed bytes, magic bytes first. Dropped, it stops reading.
 pub struct Portions {
@@ -40,7 +79,7 @@ impl Portions {
         let task = tokio::spawn(async move {
             if let Err(e) = read(&archive, &binlog, &sender).await {
                 // The consumer may have had enough already.
-                let _ = sender.send(Err(e)).await;
+                let _ = sender.send(Err(DamagedSeal::blame(&binlog, e))).await;
             }
         });
         Portions { receiver, task }
@@ -109,7 +148,7 @@ pub fn damaged<T>(result: Result<T, SplitError>, archive: &Archive, binlog: &Sto
             Some(key) => format!("object {}/{key} (binlog {}) is damaged", archive.store.url(), binlog.place()),
             None => format!("the archived binlog {} is damaged", binlog.place()),
         };
-        with_hint(anyhow::Error::from(e).context(what), REPLICA_HINT)
+        DamagedSeal::blame(binlog, with_hint(anyhow::Error::from(e).context(what), REPLICA_HINT))
     })
 }
 

@@ -20,6 +20,7 @@ use super::{
     keys::{self, BinlogPlace},
     listing::{Archive, Form, GETS_IN_FLIGHT, StoredBinlog, covered_end},
     path,
+    reader::DamagedSeal,
     records::{Manifest, Opening, Snapshot, Timeline},
 };
 
@@ -34,6 +35,8 @@ pub enum Subject {
     Binlog {
         place: BinlogPlace,
         segments_until: u64,
+        /// What it holds by its manifest, where that can be read.
+        holds: Option<GtidSet>,
     },
 }
 
@@ -57,8 +60,28 @@ impl Fault {
 
     /// Of a binlog that no segments stand in for.
     pub fn of_binlog(place: BinlogPlace, e: &anyhow::Error) -> Fault {
-        let segments_until = 0;
-        Fault::new(Subject::Binlog { place, segments_until }, e)
+        Fault::of_replaced(place, 0, None, e)
+    }
+
+    /// Of a binlog whose segments, up to this byte, stand in for the object that `e` is about.
+    pub fn of_replaced(place: BinlogPlace, segments_until: u64, holds: Option<GtidSet>, e: &anyhow::Error) -> Fault {
+        let subject = Subject::Binlog {
+            place,
+            segments_until,
+            holds,
+        };
+        Fault::new(subject, e)
+    }
+
+    /// What an error says of a sealed binlog's object, unless that is known already: then nothing that was not tried stands in for it.
+    pub fn of_new_damage(e: &anyhow::Error, known: &[Fault]) -> Option<Fault> {
+        let place = &DamagedSeal::of(e)?.place;
+        let is_known = known.iter().any(|f| f.is_of_binlog(place));
+        (!is_known).then(|| Fault::of_binlog(place.clone(), e))
+    }
+
+    fn is_of_binlog(&self, wanted: &BinlogPlace) -> bool {
+        matches!(&self.subject, Subject::Binlog { place, .. } if place == wanted)
     }
 
     pub fn error(&self) -> anyhow::Error {
@@ -73,6 +96,7 @@ impl fmt::Display for Fault {
             Subject::Binlog {
                 place,
                 segments_until: 1..,
+                ..
             } => {
                 write!(f, "; {place} is read from its segments instead")
             }
@@ -107,9 +131,7 @@ impl Survey {
     }
 
     pub fn fault_of_binlog(&self, wanted: &BinlogPlace) -> Option<&Fault> {
-        self.faults
-            .iter()
-            .find(|f| matches!(&f.subject, Subject::Binlog { place, .. } if place == wanted))
+        self.faults.iter().find(|f| f.is_of_binlog(wanted))
     }
 }
 
@@ -117,8 +139,13 @@ impl Archive {
     /// # Errors
     /// Where the store fails, or where the archive was written by a newer program.
     pub async fn survey(&self) -> anyhow::Result<Survey> {
+        self.survey_without(&[]).await
+    }
+
+    /// The same, as if these sealed binlogs' objects were not there: only reading them told that they are damaged.
+    pub async fn survey_without(&self, damaged: &[Fault]) -> anyhow::Result<Survey> {
         let mut faults = Vec::new();
-        let (timelines, snapshots, sealed) = join!(self.survey_timelines(), self.survey_snapshots(), self.survey_sealed());
+        let (timelines, snapshots, sealed) = join!(self.survey_timelines(), self.survey_snapshots(), self.survey_sealed(damaged));
         // Of several failures always the same one is told.
         let (timelines, snapshots, (mut binlogs, unsealed)) = (timelines?, snapshots?, sealed?);
         faults.extend(timelines.1);
@@ -235,7 +262,7 @@ impl Archive {
     }
 
     /// The sealed binlogs, and what is at fault with some: their objects, or their manifests.
-    async fn survey_sealed(&self) -> anyhow::Result<(Vec<StoredBinlog>, Vec<(BinlogPlace, anyhow::Error)>)> {
+    async fn survey_sealed(&self, damaged: &[Fault]) -> anyhow::Result<(Vec<StoredBinlog>, Vec<(BinlogPlace, anyhow::Error)>)> {
         let objects = self.store.list(&keys::sealed_prefix(&self.shard), None).await?;
         let manifests = objects
             .iter()
@@ -260,9 +287,13 @@ impl Archive {
             match record {
                 Ok(binlog) => {
                     let object = key.strip_suffix(keys::MANIFEST_SUFFIX).unwrap_or(&key);
-                    let fault = self
-                        .size_fault(object, binlog.stored_bytes(), sizes.get(object).copied())
-                        .await?;
+                    let fault = match damaged.iter().find(|f| f.is_of_binlog(binlog.place())) {
+                        Some(fault) => Some(fault.error()),
+                        None => {
+                            let size = sizes.get(object).copied();
+                            self.size_fault(object, binlog.stored_bytes(), size).await?
+                        }
+                    };
                     unsealed.extend(fault.map(|e| (binlog.place().clone(), e)));
                     sealed.push(binlog);
                 }
@@ -296,10 +327,11 @@ impl Archive {
         sealed: &[StoredBinlog],
         unsealed: Vec<(BinlogPlace, anyhow::Error)>,
     ) -> anyhow::Result<(Vec<StoredBinlog>, Vec<Fault>)> {
-        let whole: HashSet<&BinlogPlace> = sealed.iter().map(StoredBinlog::place).collect();
+        let whole: HashMap<&BinlogPlace, &StoredBinlog> = sealed.iter().map(|b| (b.place(), b)).collect();
+        let holds = |place: &BinlogPlace| whole.get(place).and_then(|b| b.gtids()).cloned();
         let mut unsealed: HashMap<BinlogPlace, anyhow::Error> = unsealed.into_iter().collect();
-        let mut tails = self.tail_objects().await?;
-        tails.retain(|place, _| !whole.contains(place) || unsealed.contains_key(place));
+        let is_needed = |place: &BinlogPlace| !whole.contains_key(place) || unsealed.contains_key(place);
+        let tails = self.tail_objects_where(is_needed).await?;
         let (mut found, mut faults) = (Vec::new(), Vec::new());
         let opened = tails.iter().filter(|(_, (opened, _))| *opened);
         let keys: Vec<String> = opened.map(|(place, _)| place.opening_key(&self.shard)).collect();
@@ -331,13 +363,11 @@ impl Archive {
             };
             // Where both are at fault, the sealed form is the one to restore.
             if let Some(e) = sealed_fault.or(opening_fault) {
-                faults.push(Fault::new(Subject::Binlog { place, segments_until }, &e));
+                let holds = holds(&place);
+                faults.push(Fault::of_replaced(place, segments_until, holds, &e));
             }
         }
-        for (place, e) in unsealed {
-            let segments_until = 0;
-            faults.push(Fault::new(Subject::Binlog { place, segments_until }, &e));
-        }
+        faults.extend(unsealed.into_iter().map(|(place, e)| Fault::of_binlog(place, &e)));
         Ok((found, faults))
     }
 

@@ -100,14 +100,15 @@ struct Binlog {
 pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     let archive = agent::archive(config).await?;
     let mut survey = archive.survey().await?;
-    survey.binlogs.sort_by_cached_key(|b| (b.opening.timeline, b.order()));
     let path = Path::find(&survey.timelines, args.timeline).ok();
     if args.diverged {
         let path = Path::find(&survey.timelines, args.timeline)?;
+        survey.binlogs.sort_by_cached_key(|b| (b.opening.timeline, b.order()));
         let found = diverged_read(&archive, &path, &survey.timelines, &survey.binlogs).await?;
         return show_diverged(args, &found);
     }
-    let recoverable = recoverable(&archive, args.timeline, &survey).await;
+    let recoverable = recoverable(&archive, args.timeline, &mut survey).await;
+    survey.binlogs.sort_by_cached_key(|b| (b.opening.timeline, b.order()));
     let Survey {
         timelines,
         snapshots,
@@ -151,8 +152,8 @@ fn window(recoverable: Recoverable) -> (Window, Vec<Gap>) {
 async fn other_region(archive: &Archive, timeline: Option<u32>) -> Replica {
     let store = archive.store.url().to_owned();
     let looked = timeout(REPLICA_PATIENCE, async {
-        let survey = archive.survey().await?;
-        let (window, gaps) = window(recoverable(archive, timeline, &survey).await);
+        let mut survey = archive.survey().await?;
+        let (window, gaps) = window(recoverable(archive, timeline, &mut survey).await);
         let faults = survey.faults.iter().map(ToString::to_string).collect();
         anyhow::Ok((window, gaps, faults))
     });

@@ -13,6 +13,7 @@ use crate::{
     recover::{
         Course, Recovered, Settings,
         plan::{Request, plan},
+        rates::{self, Rates},
         recover,
         report::{ArchivePlace, Report},
         target::{Flags, Target, parse_position},
@@ -153,6 +154,10 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     }
 }
 
+fn rates_path(config: &Config) -> PathBuf {
+    config.state_path.with_file_name(rates::FILE)
+}
+
 fn write_report(args: &Args, report: &Report) -> anyhow::Result<()> {
     args.report.as_ref().map_or(Ok(()), |path| report.write(path))
 }
@@ -162,7 +167,8 @@ async fn show_plan(args: &Args, config: &Config) -> anyhow::Result<()> {
     let archive = agent::archive(config).await?;
     let progress = Progress::new(args.json);
     progress.phase("planning");
-    let summary = plan(&archive, &request).await?.summary();
+    let rates = Rates::read(&rates_path(config), &config.shard);
+    let summary = plan(&archive, &request).await?.summary(&rates);
     drop(progress);
     if args.json {
         return output::json(&summary);
@@ -213,7 +219,8 @@ async fn attempt(
             progress.note(&format!("this recovery holds up every prune while it runs: {}", message(&e)));
         }
     }
-    let summary = plan.summary();
+    let mut rates = Rates::read(&rates_path(config), &config.shard);
+    let summary = plan.summary(&rates);
     if !args.json {
         progress.note(&summary.to_string());
     }
@@ -237,6 +244,8 @@ async fn attempt(
     };
     // One that fails keeps its lease until that expires: the same command goes on with what was done.
     let mut recovered = recover(&archive, &plan, &settings, &progress, course).await?;
+    rates.learn(&plan, &recovered);
+    rates.write(&rates_path(config));
     if let Some(lease) = lease
         && let Err(e) = lease.end().await
     {

@@ -7,6 +7,7 @@ mod instance;
 mod journal;
 mod pace;
 pub mod plan;
+pub mod rates;
 mod replay;
 pub mod report;
 pub mod resolve;

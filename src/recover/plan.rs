@@ -7,7 +7,7 @@ use crate::{
         listing::{Archive, Form, covered_end},
         path::{Path, PathError, Unfit},
         records::{Provider, Snapshot, SnapshotState},
-        survey::{Subject, Survey},
+        survey::{Fault, Subject, Survey},
     },
     binlog::gtid::GtidSet,
     source::Leg,
@@ -99,7 +99,21 @@ impl From<anyhow::Error> for Obstacle {
 
 /// Makes the plan. Changes nothing anywhere.
 pub async fn plan(archive: &Archive, request: &Request) -> anyhow::Result<Plan> {
-    let mut survey = archive.survey().await?;
+    let mut damaged = Vec::new();
+    loop {
+        match plan_without(archive, request, &damaged).await {
+            Ok(plan) => return Ok(plan),
+            Err(e) => match Fault::of_new_damage(&e, &damaged) {
+                Some(fault) => damaged.push(fault),
+                None => return Err(e),
+            },
+        }
+    }
+}
+
+/// The plan, where these sealed binlogs' objects are damaged.
+async fn plan_without(archive: &Archive, request: &Request, damaged: &[Fault]) -> anyhow::Result<Plan> {
+    let mut survey = archive.survey_without(damaged).await?;
     let path = find_path(archive, &survey, request.timeline)?;
     let all = std::mem::take(&mut survey.binlogs);
     let diverged = diverged(&path, &survey.timelines, &all);
@@ -111,7 +125,11 @@ pub async fn plan(archive: &Archive, request: &Request) -> anyhow::Result<Plan> 
         binlogs: &binlogs,
         region: region(request, &survey).await,
     };
-    let snapshots = fit_for_all(&path, &survey, &request.skip);
+    // Only everything can end with a snapshot.
+    let snapshots = match request.target {
+        Target::Latest => fit_for_all(&path, &survey, &request.skip),
+        _ => Vec::new(),
+    };
     let (mut cut, mut first): (Option<(usize, String)>, Option<anyhow::Error>) = (None, None);
     loop {
         let history = History {
@@ -123,6 +141,7 @@ pub async fn plan(archive: &Archive, request: &Request) -> anyhow::Result<Plan> 
         // Once it goes back from an obstacle, that is what there is to say.
         let resolved = match resolve(archive, history, &request.target).await {
             Ok(resolved) => resolved,
+            Err(e) if Fault::of_new_damage(&e, damaged).is_some() => return Err(e),
             Err(e) => return Err(first.unwrap_or(e)),
         };
         match maker.make(resolved) {

@@ -33,17 +33,18 @@ pub struct Replayed {
     pub bytes: u64,
 }
 
-/// Replays what the plan says and the instance lacks; `held` is what it has.
+/// Replays what the plan says and the instance lacks; `held` is what it has. Tells `warn` what a person should know.
 pub async fn replay(
     instance: &mut Instance,
     plan: &Plan,
     held: &GtidSet,
     archive: &crate::archive::listing::Archive,
     progress: &Progress,
+    mut warn: impl FnMut(String),
 ) -> anyhow::Result<Replayed> {
     let feed = Arc::new(Feed {
         archive: archive.clone(),
-        legs: plan.legs.clone(),
+        legs: plan.legs.clone().into(),
         skipped: plan.skipped.clone(),
         server_uuid: Uuid::new_v4(),
         server_id: 1,
@@ -64,6 +65,7 @@ pub async fn replay(
     let mut pace = Pace::new(total, plan.last.as_ref().map(|stop| stop.commit_us));
     let (mut left_before, mut moved, mut told) = (u64::MAX, Instant::now(), Instant::now());
     loop {
+        feed.progress.take_warnings().into_iter().for_each(&mut warn);
         let executed = instance.session.gtid_executed().await?;
         let left = plan.target_gtids.subtract(&executed).count();
         if left == 0 {

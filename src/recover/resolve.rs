@@ -11,7 +11,7 @@ use crate::{
         listing::{Archive, Form, covered_end},
         reader::{Flow, visit},
         records::Snapshot,
-        survey::Subject,
+        survey::{Fault, Subject},
     },
     binlog::{
         gtid::{Gtid, GtidSet},
@@ -396,7 +396,9 @@ impl Resolver<'_> {
         let is_transient = e
             .chain()
             .any(|cause| cause.downcast_ref::<StoreError>().is_some_and(StoreError::is_transient));
-        if !self.history.latest_possible || is_transient {
+        // What else holds a sealed binlog has not been looked at yet.
+        let is_news = Fault::of_new_damage(&e, self.history.faults).is_some();
+        if !self.history.latest_possible || is_transient || is_news {
             return Err(e);
         }
         Ok(Resolved {
@@ -435,7 +437,11 @@ impl Resolver<'_> {
             }
         }
         let fault = self.history.faults.iter().find(|f| match &f.subject {
-            Subject::Binlog { place, segments_until } => self.may_be_the_end(place, *segments_until),
+            Subject::Binlog {
+                place,
+                segments_until,
+                holds,
+            } => self.may_be_the_end(place, *segments_until, holds.as_ref()),
             _ => false,
         });
         match fault {
@@ -445,10 +451,11 @@ impl Resolver<'_> {
     }
 
     /// Whether a binlog that is at fault may hold what comes after everything that can be read.
-    fn may_be_the_end(&self, place: &BinlogPlace, segments_until: u64) -> bool {
+    fn may_be_the_end(&self, place: &BinlogPlace, segments_until: u64, holds: Option<&GtidSet>) -> bool {
         let path = self.history.binlogs;
         if segments_until > 0 {
-            return path.last().is_some_and(|last| last.binlog.place() == place);
+            let lacks = |last: &PathBinlog| holds.is_none_or(|holds| !last.inherited.of(holds).is_subset(&self.gtids));
+            return path.last().is_some_and(|last| last.binlog.place() == place && lacks(last));
         }
         let later =
             |b: &PathBinlog| b.binlog.place().server_uuid == place.server_uuid && b.binlog.place().number() > place.number();

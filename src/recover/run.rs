@@ -294,7 +294,8 @@ async fn make(
             let held = forget_replication(&mut instance, plan).await?;
             course.end("start");
             progress.phase("replaying");
-            replay(&mut instance, plan, &held, archive, progress).await
+            let warn = |text: String| course.warn(progress, text);
+            replay(&mut instance, plan, &held, archive, progress, warn).await
         };
         replayed = match forgotten_and_replayed.await {
             Ok(replayed) => replayed,

@@ -13,17 +13,12 @@ use crate::{
 use super::{
     diverged::Diverged,
     plan::{PassedOver, Plan},
+    rates::{Estimate, Rates},
     target::{Gap, Stop},
 };
 
 /// So many binlogs are shown from the chain's beginning, and from its end.
 const BINLOGS_SHOWN: usize = 10;
-/// What the estimate assumes: modest next to what a machine of two cores with a local disk was seen to do, for a volume of a cloud is slower.
-const UNPACK_BYTES_PER_S: u64 = 100 << 20;
-const REPLAY_TRANSACTIONS_PER_S: u64 = 5_000;
-const REPLAY_BYTES_PER_S: u64 = 20 << 20;
-/// Two starts and two clean shutdowns of a server.
-const STARTS_S: u64 = 10;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
@@ -87,13 +82,6 @@ pub struct SummaryStop {
     pub committed_at_local: String,
 }
 
-/// How long it may take, and on what that rests.
-#[derive(Debug, Clone, Serialize)]
-pub struct Estimate {
-    pub seconds: u64,
-    pub basis: String,
-}
-
 impl From<&Stop> for SummaryStop {
     fn from(stop: &Stop) -> SummaryStop {
         SummaryStop {
@@ -104,25 +92,9 @@ impl From<&Stop> for SummaryStop {
     }
 }
 
-impl Estimate {
-    fn of(data_bytes: u64, transactions: u64, replay_bytes: u64) -> Estimate {
-        let unpack = data_bytes.div_ceil(UNPACK_BYTES_PER_S);
-        let replay = (transactions.div_ceil(REPLAY_TRANSACTIONS_PER_S)).max(replay_bytes.div_ceil(REPLAY_BYTES_PER_S));
-        Estimate {
-            seconds: unpack + replay + STARTS_S,
-            basis: format!(
-                "{unpack} s for {} of data at {}/s, {replay} s for the replay at {REPLAY_TRANSACTIONS_PER_S} transactions/s or {}/s, \
-                 whichever is slower, {STARTS_S} s for starts and checks; assumed, not measured here",
-                human_bytes(data_bytes),
-                human_bytes(UNPACK_BYTES_PER_S),
-                human_bytes(REPLAY_BYTES_PER_S)
-            ),
-        }
-    }
-}
-
 impl Plan {
-    pub fn summary(&self) -> Summary {
+    /// `rates`: what the estimate is made from.
+    pub fn summary(&self, rates: &Rates) -> Summary {
         let binlogs: Vec<SummaryBinlog> = self
             .legs
             .iter()
@@ -149,7 +121,7 @@ impl Plan {
             .count();
         let is_of_volumes = !self.snapshot.provider.stores_data();
         let volumes_gib = is_of_volumes.then(|| self.snapshot.volumes.iter().map(|v| u64::from(v.size_gib)).sum());
-        let mut estimate = Estimate::of(self.snapshot.data_bytes, replay_gtids_max, binlog_bytes);
+        let mut estimate = rates.estimate(self.snapshot.data_bytes, replay_gtids_max, binlog_bytes);
         if is_of_volumes {
             estimate
                 .basis

@@ -318,13 +318,24 @@ impl Volumes {
         }
     }
 
-    async fn give_back_all(&mut self) -> anyhow::Result<()> {
-        for at in 0..self.journal.volumes.len() {
-            if !self.journal.volumes[at].released {
-                self.give_back(at).await?;
+    /// As many as can be.
+    ///
+    /// # Errors
+    /// Names all that are left, and says why the first of them is.
+    async fn give_back_all(&self) -> anyhow::Result<()> {
+        let mut left = Vec::new();
+        let mut first = None;
+        for (at, made) in self.journal.volumes.iter().enumerate().filter(|(_, m)| !m.released) {
+            if let Err(e) = self.give_back(at).await {
+                let unnamed = || format!("whatever was made of {}", made.snapshot_id);
+                left.push(made.volume_id.clone().unwrap_or_else(unnamed));
+                first.get_or_insert(e);
             }
         }
-        Ok(())
+        match first {
+            None => Ok(()),
+            Some(e) => Err(e.context(format!("left in {}: {}", self.journal.place.region, left.join(", ")))),
+        }
     }
 
     /// Before the data move into place: the target is then not to be taken for a copy that has just been mounted.
@@ -335,10 +346,10 @@ impl Volumes {
 
     /// After a failure: nothing of it is left, or it is said what is. What another process began stays: hours of work may be in it, and what
     /// failed may be this command's mistake. So does what may be a server by now.
-    pub async fn end_failed(mut self, progress: &Progress) {
-        let named: Vec<&str> = self.journal.volumes.iter().filter_map(|m| m.volume_id.as_deref()).collect();
-        let named = named.join(", ");
+    pub async fn end_failed(self, progress: &Progress) {
         if self.settings.keep || self.resumed || self.journal.finishing {
+            let named: Vec<&str> = self.journal.volumes.iter().filter_map(|m| m.volume_id.as_deref()).collect();
+            let named = named.join(", ");
             progress.note(&format!(
                 "kept: {named} in {}, mounted at {}. The same command goes on with it, --restart gives it back and begins anew",
                 self.journal.place.region,
@@ -348,8 +359,7 @@ impl Volumes {
         }
         if let Err(e) = self.give_back_all().await {
             progress.note(&format!(
-                "not everything that was made could be taken away ({named} in {}): {}; the same command with --restart tries again",
-                self.journal.place.region,
+                "not everything that was made could be taken away: {}; the same command with --restart tries again",
                 message(&e)
             ));
             return;

@@ -4,7 +4,7 @@ use crate::{
     archive::{
         gaps::{self, Holding, Window},
         listing::Archive,
-        survey::Survey,
+        survey::{Fault, Survey},
     },
     support::hint::render,
 };
@@ -25,15 +25,31 @@ pub struct Recoverable {
     pub problem: Option<String>,
 }
 
-/// Reads the newest binlog of `timeline`'s path, or of the current one, and those that are not sealed.
-pub async fn recoverable(archive: &Archive, timeline: Option<u32>, survey: &Survey) -> Recoverable {
+/// Reads the newest binlog of `timeline`'s path, or of the current one, and those that are not sealed. Where a sealed one turns out to
+/// be damaged, `survey` is made anew without it.
+pub async fn recoverable(archive: &Archive, timeline: Option<u32>, survey: &mut Survey) -> Recoverable {
+    let mut damaged = Vec::new();
+    loop {
+        let (recoverable, new) = look(archive, timeline, survey, &damaged).await;
+        let Some(fault) = new else { return recoverable };
+        damaged.push(fault);
+        match archive.survey_without(&damaged).await {
+            Ok(without) => *survey = without,
+            Err(_) => return recoverable,
+        }
+    }
+}
+
+/// What can be recovered, and which object that was not known to be damaged stands in the way of more.
+async fn look(archive: &Archive, timeline: Option<u32>, survey: &Survey, damaged: &[Fault]) -> (Recoverable, Option<Fault>) {
     let path = match find_path(archive, survey, timeline) {
         Ok(path) => path,
         Err(e) => {
-            return Recoverable {
+            let recoverable = Recoverable {
                 problem: Some(render(&e)),
                 ..Recoverable::default()
             };
+            return (recoverable, None);
         }
     };
     let binlogs = path_binlogs(&path, survey.binlogs.clone());
@@ -49,9 +65,11 @@ pub async fn recoverable(archive: &Archive, timeline: Option<u32>, survey: &Surv
     }
     let window = gaps::window(&path, &survey.snapshots, &holdings.iter().collect::<Vec<_>>());
     let plan = resolved.and_then(|resolved| assemble(&request, survey, &path, &binlogs, resolved));
-    Recoverable {
+    let new = plan.as_ref().err().and_then(|e| Fault::of_new_damage(e, damaged));
+    let recoverable = Recoverable {
         window,
         until_us: plan.as_ref().ok().and_then(|p| p.last.as_ref()).map(|stop| stop.commit_us),
         problem: plan.err().as_ref().map(render),
-    }
+    };
+    (recoverable, new)
 }

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::archive::keys::binlog_number;
+
 /// Samples kept. At one a second that is exact for 17 minutes of what is not stored; more of it is kept more coarsely (below).
 const SAMPLES_MAX: usize = 1024;
 
@@ -21,7 +23,7 @@ impl Position {
 
     /// From a binlog's name, which ends in its number.
     pub fn of(name: &str, bytes: u64) -> Option<Position> {
-        let file = name.rsplit('.').next()?.parse().ok()?;
+        let file = binlog_number(name)?;
         Some(Position { file, bytes })
     }
 }

@@ -308,9 +308,10 @@ pub async fn claim_timeline(
 
 #[cfg(test)]
 mod tests {
+    use crate::archive::examples::{self, SERVER as A};
+
     use super::*;
 
-    const A: Uuid = Uuid::from_u128(1);
     const B: Uuid = Uuid::from_u128(2);
     const C: Uuid = Uuid::from_u128(3);
 
@@ -329,17 +330,9 @@ mod tests {
 
     fn timeline(id: u32, parent: Option<u32>, server_uuid: Uuid, branch_set: GtidSet, adopted: bool) -> Timeline {
         Timeline {
-            format: FORMAT_VERSION,
-            id,
-            parent,
             server_uuid,
-            branch_set,
-            reason: Reason::FirstStart,
             adopted,
-            confirmed_by: None,
-            nonce: Uuid::nil(),
-            claimed_at_us: 0,
-            skipped: GtidSet::new(),
+            ..examples::timeline(id, parent, branch_set)
         }
     }
 

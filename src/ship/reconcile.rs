@@ -72,7 +72,7 @@ pub async fn reconcile(
     let mut sealed = archive.sealed_index().await?;
     sealed.retain(|place, _| place.server_uuid == server_uuid);
     // Only what is older than the oldest file can have been purged.
-    let last = files.last().map_or(0, |f| binlog_number(&f.name));
+    let last = files.last().and_then(|f| binlog_number(&f.name)).unwrap_or(0);
     let may_be_there = |place: &BinlogPlace| is_on_server(place) || place.number() > last;
     let (mut stored, mut faults) = archive
         .readable_sealed(sealed.iter().filter(|(place, _)| may_be_there(place)).map(|(_, key)| key))

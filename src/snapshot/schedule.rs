@@ -152,7 +152,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::support::hint::message;
+    use crate::{
+        archive::{
+            examples,
+            records::{SnapshotState::*, Timeline},
+        },
+        binlog::gtid::GtidSet,
+        support::hint::message,
+    };
 
     fn schedule(text: &str, zone: &str) -> Schedule {
         Schedule::parse(text, zone, Duration::ZERO).unwrap()
@@ -244,37 +251,33 @@ mod tests {
         assert_eq!(message(&e), "there is no time zone `Europe/Atlantis`");
     }
 
-    fn snapshot(timeline: u32, state: &str, started_at_us: i64) -> Snapshot {
-        let gtids = "00000000-0000-0000-0000-000000000001:1-5";
-        let record = serde_json::json!({
-            "format": 1, "id": "s", "state": state, "provider": "clone", "timeline": timeline, "server_uuid": Uuid::nil(),
-            "server_version": "", "started_at_us": started_at_us, "finished_at_us": null, "gtids_before": gtids, "gtids_after": gtids,
-            "variables": {}, "data_key": "", "data_bytes": 0, "stored_bytes": 0, "stored_sha256": "",
-        });
-        serde_json::from_value(record).unwrap()
+    fn snapshot(timeline: u32, state: SnapshotState, started_at_us: i64) -> Snapshot {
+        Snapshot {
+            state,
+            server_uuid: Uuid::nil(),
+            started_at_us,
+            ..examples::snapshot(timeline, GtidSet::new())
+        }
     }
 
     #[test]
     fn any_complete_snapshot_of_the_history_serves_the_schedule() {
-        let timeline = |id: u32, claimed_at_us: i64| {
-            let record = serde_json::json!({
-                "format": 1, "id": id, "parent": null, "server_uuid": Uuid::nil(), "branch_set": "", "reason": "first-start",
-                "adopted": true, "nonce": Uuid::nil(), "claimed_at_us": claimed_at_us,
-            });
-            serde_json::from_value(record).unwrap()
+        let timeline = |id: u32, claimed_at_us: i64| Timeline {
+            claimed_at_us,
+            ..examples::timeline(id, None, GtidSet::new())
         };
         let path = Path::find(&[timeline(1, 10), timeline(2, 20)], None).unwrap();
-        let other_history = snapshot(1, "complete", 90);
-        let unfinished = [snapshot(2, "started", 80), snapshot(2, "failed", 70), other_history];
+        let other_history = snapshot(1, Complete, 90);
+        let unfinished = [snapshot(2, Started, 80), snapshot(2, Failed, 70), other_history];
         assert_eq!(served_until(&path, &unfinished), 20);
-        let finished = [snapshot(2, "complete", 50), snapshot(2, "complete", 40)];
+        let finished = [snapshot(2, Complete, 50), snapshot(2, Complete, 40)];
         assert_eq!(served_until(&path, &[&unfinished[..], &finished[..]].concat()), 50);
     }
 
     #[test]
     fn anothers_snapshot_is_waited_for_but_not_for_ever() {
         let (other, began) = (Uuid::from_u128(7), 1000 * US_PER_S);
-        let snapshots = [snapshot(1, "complete", began), snapshot(1, "started", began)];
+        let snapshots = [snapshot(1, Complete, began), snapshot(1, Started, began)];
         assert!(under_way(&snapshots, other, began + US_PER_S).is_some());
         assert!(
             under_way(&snapshots, Uuid::nil(), began + US_PER_S).is_none(),

@@ -8,7 +8,11 @@ use std::sync::{
 use uuid::Uuid;
 
 use crate::{
-    archive::listing::{Archive, StoredBinlog},
+    archive::{
+        listing::{Archive, Form, StoredBinlog},
+        reader::{DamagedSeal, gtids_of},
+        survey::Fault,
+    },
     binlog::gtid::GtidSet,
 };
 
@@ -22,7 +26,8 @@ pub struct Leg {
 /// The transactions that a replica shall have, binlog by binlog.
 pub struct Feed {
     pub archive: Archive,
-    pub legs: Vec<Leg>,
+    /// A leg whose sealed object turns out to be damaged is replaced by the same binlog's segments.
+    pub legs: tokio::sync::Mutex<Vec<Leg>>,
     /// In their places empty transactions are sent.
     pub skipped: GtidSet,
     /// Who the source says it is; the replica refuses its own.
@@ -30,6 +35,34 @@ pub struct Feed {
     pub server_id: u32,
     pub server_version: String,
     pub progress: FeedProgress,
+}
+
+impl Feed {
+    /// Whether the replica can go on with what `leg` wants from the binlog's segments, where its sealed object is what `error` is about.
+    /// They are read before: once, for whoever asks meanwhile waits.
+    pub(super) async fn turn_to_segments(&self, leg: &Leg, error: &anyhow::Error) -> bool {
+        if DamagedSeal::of(error).is_none() {
+            return false;
+        }
+        let mut legs = self.legs.lock().await;
+        let Some(own) = legs.iter_mut().find(|own| own.binlog.place() == leg.binlog.place()) else {
+            return false;
+        };
+        if matches!(own.binlog.form, Form::Tail(_)) {
+            return true;
+        }
+        let Ok(tail) = self.archive.by_segments(&leg.binlog).await else {
+            return false;
+        };
+        let holds = gtids_of(&self.archive, &tail).await;
+        if !holds.is_ok_and(|holds| leg.wanted.is_subset(&holds)) {
+            return false;
+        }
+        let fault = Fault::of_replaced(leg.binlog.place().clone(), tail.bytes(), None, error);
+        self.progress.warn(fault.to_string());
+        own.binlog = Arc::new(tail);
+        true
+    }
 }
 
 /// Read by whoever watches, written by the stream.
@@ -40,6 +73,7 @@ pub struct FeedProgress {
     commit_us: AtomicI64,
     complete: AtomicBool,
     failure: Mutex<Option<anyhow::Error>>,
+    warnings: Mutex<Vec<String>>,
 }
 
 impl FeedProgress {
@@ -61,6 +95,10 @@ impl FeedProgress {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get_or_insert(error);
+    }
+
+    fn warn(&self, text: String) {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(text);
     }
 
     /// Transactions sent; those that were sent again after a reconnect count again.
@@ -86,5 +124,10 @@ impl FeedProgress {
     /// What went wrong with the archive, once.
     pub fn take_failure(&self) -> Option<anyhow::Error> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// What a person should know of the archive, each once.
+    pub fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::BufMut;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     archive::reader::{Portions, damaged},
@@ -43,8 +43,11 @@ pub async fn send(wire: &mut Wire, feed: &Feed, has: &GtidSet, heartbeat: Durati
         heartbeat,
         checksum: true,
         in_event: false,
+        is_proven: false,
+        needs_proof: false,
     };
-    let legs: Vec<&Leg> = feed.legs.iter().filter(|leg| !lacks_nothing(leg, has)).collect();
+    let lacks = |leg: &&Leg| !leg.wanted.is_subset(has);
+    let legs: Vec<Leg> = feed.legs.lock().await.iter().filter(lacks).cloned().collect();
     // The next binlog is read ahead while this one is sent.
     let mut next = legs.first().map(|leg| Portions::of(&feed.archive, &leg.binlog));
     for (i, leg) in legs.iter().enumerate() {
@@ -60,11 +63,14 @@ pub async fn send(wire: &mut Wire, feed: &Feed, has: &GtidSet, heartbeat: Durati
     }
 }
 
-/// Whether a sealed binlog's manifest says already that there is nothing to send.
-fn lacks_nothing(leg: &Leg, has: &GtidSet) -> bool {
-    leg.binlog
-        .gtids()
-        .is_some_and(|gtids| gtids.intersect(&leg.wanted).is_subset(has))
+/// Ends the stream. The replica comes back, and says what it received whole, where there is another form of the binlog to go on with; else
+/// whoever waits for it is told that the archive is at fault.
+async fn fail(feed: &Feed, leg: &Leg, error: anyhow::Error) -> anyhow::Error {
+    let text = message(&error);
+    if !feed.turn_to_segments(leg, &error).await {
+        feed.progress.failed(error);
+    }
+    anyhow::anyhow!(text)
 }
 
 struct Sender<'a> {
@@ -82,10 +88,26 @@ struct Sender<'a> {
     /// Whether the replica expects a checksum after each event: as agreed at first, then as the last file's events have it.
     checksum: bool,
     in_event: bool,
+    /// Whether this leg's objects were read to their ends, so that what they hold is known to be right.
+    is_proven: bool,
+    /// Whether a transaction was held back for the want of that.
+    needs_proof: bool,
 }
 
 impl Sender<'_> {
-    async fn leg(&mut self, number: usize, leg: &Leg, mut portions: Portions) -> anyhow::Result<()> {
+    /// Where events have no checksums, damage may show only at an object's end: it is read to there before anything of it is sent.
+    async fn leg(&mut self, number: usize, leg: &Leg, portions: Portions) -> anyhow::Result<()> {
+        self.pass(number, leg, portions).await?;
+        if std::mem::take(&mut self.needs_proof) {
+            self.is_proven = true;
+            let again = Portions::of(&self.feed.archive, &leg.binlog);
+            self.pass(number, leg, again).await?;
+            self.is_proven = false;
+        }
+        Ok(())
+    }
+
+    async fn pass(&mut self, number: usize, leg: &Leg, mut portions: Portions) -> anyhow::Result<()> {
         // Binlogs of several servers may bear the same name; to the replica each is another file.
         self.name = format!(
             "pitr-{number:06}.{}",
@@ -93,29 +115,30 @@ impl Sender<'_> {
         );
         self.rotate();
         let mut splitter = Splitter::new();
+        let mut beaten = Instant::now();
         loop {
+            // Much may be read of which nothing is sent.
+            if beaten.elapsed() >= self.heartbeat {
+                self.beat().await?;
+                beaten = Instant::now();
+            }
             let portion = match timeout(self.heartbeat, portions.next()).await {
                 Ok(Ok(portion)) => portion,
-                Ok(Err(e)) => return Err(self.fail(e)),
-                Err(_) => {
-                    self.beat().await?;
-                    continue;
-                }
+                Ok(Err(e)) => return Err(fail(self.feed, leg, e).await),
+                Err(_) => continue,
             };
             let Some(bytes) = portion else { break };
             let pushed = splitter.push(&bytes, |piece| self.piece(piece, &leg.wanted));
-            damaged(pushed, &self.feed.archive, &leg.binlog).map_err(|e| self.fail(e))?;
+            if let Err(e) = damaged(pushed, &self.feed.archive, &leg.binlog) {
+                return Err(fail(self.feed, leg, e).await);
+            }
             self.checksum = splitter.checksum();
             self.wire.flush_if_full().await?;
         }
-        damaged(splitter.finish(), &self.feed.archive, &leg.binlog).map_err(|e| self.fail(e))
-    }
-
-    /// Tells whoever waits for the replica that the archive is at fault.
-    fn fail(&self, error: anyhow::Error) -> anyhow::Error {
-        let text = message(&error);
-        self.feed.progress.failed(error);
-        anyhow::anyhow!(text)
+        match damaged(splitter.finish(), &self.feed.archive, &leg.binlog) {
+            Ok(()) => Ok(()),
+            Err(e) => Err(fail(self.feed, leg, e).await),
+        }
     }
 
     fn piece(&mut self, piece: &Piece<'_>, wanted: &GtidSet) -> Result<(), SplitError> {
@@ -153,6 +176,10 @@ impl Sender<'_> {
         };
         let event = GtidEvent::parse(piece.header.kind, piece.body()).map_err(fail)?;
         if !wanted.contains(&event.gtid) || self.sent.contains(&event.gtid) {
+            return Ok(false);
+        }
+        if !piece.checksum && !self.is_proven {
+            self.needs_proof = true;
             return Ok(false);
         }
         self.sent.insert(event.gtid);

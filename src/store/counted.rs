@@ -68,6 +68,10 @@ impl Store for Counted {
         self.errors.note(self.store.list(prefix, start_after).await)
     }
 
+    async fn folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.errors.note(self.store.folders(prefix).await)
+    }
+
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.errors.note(self.store.delete(key).await)
     }

@@ -155,6 +155,13 @@ impl Store for FilesystemStore {
         Ok(objects)
     }
 
+    async fn folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        key::check_prefix(self.url(), prefix)?;
+        let below = prefix.to_owned();
+        let operation = key::operation("list", prefix);
+        blocking(&self.folder, operation, 0, move |folder| folder.folders(&below)).await
+    }
+
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.check("delete", key)?;
         let name = key.to_owned();

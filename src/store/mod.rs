@@ -3,7 +3,7 @@
 //! The archive writes objects once and reads them whole or by prefix listing; the few objects that change do so by
 //! conditional PUT. Every implementation runs the cases of `tests/store_conformance.rs`.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -141,6 +141,18 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Every object whose key starts with `prefix` and is greater than `start_after` (bytewise), in bytewise key order.
     async fn list(&self, prefix: &str, start_after: Option<&str>) -> Result<Vec<ObjectMeta>, StoreError>;
+
+    /// The folders right below `prefix`, which is empty or ends in a slash: how keys begin, up to and with the next slash, each once and in
+    /// bytewise order. What lies in them is not listed; in one, nothing may.
+    async fn folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let objects = self.list(prefix, None).await?;
+        let folder = |key: &str| {
+            let slash = key.get(prefix.len()..)?.find('/')?;
+            Some(key[..=prefix.len() + slash].to_owned())
+        };
+        let folders: BTreeSet<String> = objects.iter().filter_map(|o| folder(&o.key)).collect();
+        Ok(folders.into_iter().collect())
+    }
 
     /// Removes an object; one that is not there is no error. For retention and for probes, never for the agent's own data.
     ///

@@ -27,7 +27,7 @@
 //! Keys and tokens come from the AWS chain (environment, profile, web identity, container, instance); this module never sees them, and
 //! messages quote no request.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use aws_config::{BehaviorVersion, SdkConfig, retry::RetryConfig, stalled_stream_protection::StalledStreamProtectionConfig};
@@ -400,6 +400,29 @@ impl Store for S3Store {
         // Directory buckets, and some servers, keep another order.
         objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
         Ok(objects)
+    }
+
+    async fn folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        key::check_prefix(self.url(), prefix)?;
+        let bucket = &self.bucket;
+        let call = Call::list(prefix);
+        let request = bucket
+            .client
+            .list_objects_v2()
+            .bucket(&bucket.name)
+            .set_expected_bucket_owner(bucket.owner.clone())
+            .prefix(bucket.name_of(prefix))
+            .delimiter("/");
+        let mut pages = request.into_paginator().send();
+        let mut folders = BTreeSet::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| bucket.error(&call, e))?;
+            let found = page.common_prefixes.unwrap_or_default();
+            let found = found.into_iter().filter_map(|common| common.prefix);
+            let own = found.filter_map(|name| name.strip_prefix(&bucket.prefix).map(str::to_owned));
+            folders.extend(own.filter(|folder| key::fault(folder.trim_end_matches('/')).is_none()));
+        }
+        Ok(folders.into_iter().collect())
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {

@@ -409,6 +409,16 @@ pub fn some_weather(random: &mut SmallRng) -> (Faults, u32) {
     (faults, breaks)
 }
 
+/// A watermark's file. The server gives a name again after a RESET, and the agent may go on speaking of the old file for a while: that one's
+/// timeline is another.
+#[derive(PartialEq, Eq)]
+struct Watermarked {
+    name: String,
+    timeline: Option<u32>,
+    namesakes: usize,
+    replaced: u32,
+}
+
 /// i3: what the agent says is durable, is, and it never takes that back.
 async fn watch_watermark(
     mut status: watch::Receiver<Status>,
@@ -417,12 +427,16 @@ async fn watch_watermark(
     shard: Shard,
     fault: Arc<Mutex<Option<String>>>,
 ) {
-    let mut last: Option<(String, (usize, u32), u64)> = None;
+    let mut last: Option<(Watermarked, u64)> = None;
     while status.changed().await.is_ok() {
-        let Some((name, position)) = status.borrow_and_update().durable.clone() else {
+        let (timeline, durable) = {
+            let status = status.borrow_and_update();
+            (status.timeline, status.durable.clone())
+        };
+        let Some((name, position)) = durable else {
             continue;
         };
-        if last.as_ref().is_some_and(|l| (&l.0, l.2) == (&name, position)) {
+        if last.as_ref().is_some_and(|(of, at)| (&of.name, *at) == (&name, position)) {
             continue;
         }
         let end = Stored::look(&store, &shard).end_of_name(&name);
@@ -434,23 +448,28 @@ async fn watch_watermark(
                 "i3: {name} is said to be stored up to {position}, and is up to {end}"
             ));
         }
-        let namesakes = state.inodes.iter().filter(|i| i.name == name).count();
-        let era = (namesakes, state.replaced);
         // Of what a crash took back nothing is stored for the server any more, and of what needs no storing nothing is lost.
         let file = state.find(&name).map(|inode| &state.inodes[inode]);
         let is_kept = |at: u64| file.is_some_and(|f| at <= f.bytes as u64 && f.needs_storing_before(at));
-        if let Some((before, era_before, at)) = &last
-            && (before, *era_before) == (&name, era)
+        let of = Watermarked {
+            namesakes: state.inodes.iter().filter(|i| i.name == name).count(),
+            replaced: state.replaced,
+            timeline,
+            name,
+        };
+        if let Some((before, at)) = &last
+            && *before == of
             && position < *at
             && is_kept(*at)
         {
+            let name = &of.name;
             wrong = Some(format!("i3: the watermark of {name} went back from {at} to {position}"));
         }
         drop(state);
         if let Some(wrong) = wrong {
             fault.lock().unwrap().get_or_insert(wrong);
         }
-        last = Some((name, era, position));
+        last = Some((of, position));
     }
 }
 

@@ -7,19 +7,15 @@ use aws_sdk_ec2::{
     config::{BehaviorVersion, Credentials, Region},
     types::{Filter, Snapshot},
 };
-use axum::{
-    Router,
-    http::{HeaderMap, StatusCode},
-    routing::{get, put},
-};
 use mysql_pitr::volume::ebs::mounts::{Roots, mount_of, mounts};
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::{
+    ebs::{Machine, metadata_router},
     eventually,
     front::Front,
-    moto::Moto,
+    moto::{Moto, NO_METADATA, environment},
     mysql::Server,
     node::{Agent, Node},
 };
@@ -106,15 +102,7 @@ pub async fn set(
         "[snapshot]\n",
         &format!("[snapshot]\nprovider = \"ebs\"\nlock = \"{lock}\"\n"),
     );
-    node.environment = [
-        ("AWS_ACCESS_KEY_ID", "AKIDTEST"),
-        ("AWS_SECRET_ACCESS_KEY", "nobody-prints-this"),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
-        ("AWS_CONFIG_FILE", "/dev/null"),
-        ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
-    ]
-    .map(|(k, v)| (k.to_owned(), v.to_owned()))
-    .into();
+    node.environment = environment(NO_METADATA);
     Stage {
         server,
         node,
@@ -205,23 +193,18 @@ pub fn tag<'s>(snapshot: &'s Snapshot, key: &str) -> &'s str {
         .unwrap_or_default()
 }
 
-/// IMDSv2, as far as it is asked; its URL.
+/// An instance's metadata service; its URL.
 pub async fn metadata_service(instance: &str) -> String {
-    const TOKEN: &str = "token";
-    let instance = instance.to_owned();
-    let token = || async { ([("x-aws-ec2-metadata-token-ttl-seconds", "21600")], TOKEN) };
-    let tell = move |headers: HeaderMap| async move {
-        match headers.get("x-aws-ec2-metadata-token") {
-            Some(token) if token == TOKEN => (StatusCode::OK, instance),
-            _ => (StatusCode::UNAUTHORIZED, String::new()),
-        }
+    let machine = Machine {
+        id: instance.to_owned(),
+        region: HOME.to_owned(),
+        zone: format!("{HOME}a"),
+        device_dir: PathBuf::new(),
+        metadata: String::new(),
     };
-    let router = Router::new()
-        .route("/latest/api/token", put(token))
-        .route("/latest/meta-data/instance-id", get(tell));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    tokio::spawn(async move { axum::serve(listener, metadata_router(machine)).await.unwrap() });
     url
 }
 

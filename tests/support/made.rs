@@ -104,9 +104,22 @@ impl Made {
 
     /// A snapshot that was complete at a second, of exactly these transactions.
     pub fn snapshot(&self, id: &str, timeline: u32, of: u128, held: GtidSet, second: i64) {
+        self.changed_snapshot(id, timeline, of, held, second, |_| {});
+    }
+
+    /// The same, with another record.
+    pub fn changed_snapshot(
+        &self,
+        id: &str,
+        timeline: u32,
+        of: u128,
+        held: GtidSet,
+        second: i64,
+        change: impl FnOnce(&mut Snapshot),
+    ) {
         let shard = &self.archive.shard;
         let data = b"the data";
-        let record = Snapshot {
+        let mut record = Snapshot {
             format: FORMAT_VERSION,
             id: id.to_owned(),
             state: SnapshotState::Complete,
@@ -130,6 +143,7 @@ impl Made {
             locked_us: None,
         };
         self.write(&record.data_key, data);
+        change(&mut record);
         self.record(&keys::snapshot_key(shard, id), &record);
     }
 

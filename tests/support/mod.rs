@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use jiff::{Timestamp, tz::TimeZone};
 use tokio::time::{Instant, sleep};
 
 pub mod binlog_writer;
@@ -37,6 +38,14 @@ pub mod shard;
 pub mod shipped;
 pub mod story;
 pub mod truth;
+
+pub const US_PER_S: i64 = 1_000_000;
+
+/// A crontab line that is one second of one year.
+pub fn only_at(us: i64) -> String {
+    let at = Timestamp::from_microsecond(us).unwrap().to_zoned(TimeZone::UTC);
+    at.strftime("%-S %-M %-H %-d %-m * %Y").to_string()
+}
 
 /// A skipped test is visible: the test harness holds back what `eprintln!` says.
 pub fn skipped(reason: &str) {

@@ -101,15 +101,23 @@ endpoint = \"{endpoint}\"
 path_style = true"
     );
     node.reconfigure(&folder, &s3);
+    node.environment = environment(NO_METADATA);
+    node
+}
+
+/// Of commands on a machine that is no instance.
+pub const NO_METADATA: (&str, &str) = ("AWS_EC2_METADATA_DISABLED", "true");
+
+/// Of commands with keys that moto takes, which find no AWS configuration of this machine. `metadata`: what is said of the metadata service.
+pub fn environment(metadata: (&str, &str)) -> Vec<(String, String)> {
     let environment = [
         ("AWS_ACCESS_KEY_ID", "AKIDTEST"),
         ("AWS_SECRET_ACCESS_KEY", "nobody-prints-this"),
-        ("AWS_EC2_METADATA_DISABLED", "true"),
         ("AWS_CONFIG_FILE", "/dev/null"),
         ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"),
+        metadata,
     ];
-    node.environment = environment.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
-    node
+    environment.map(|(k, v)| (k.to_owned(), v.to_owned())).into()
 }
 
 /// Asks moto's own interface, or its S3 without a signature, which it takes.

@@ -97,6 +97,12 @@ impl Server {
         Server::start_in(dir, datadir, options, true).await
     }
 
+    /// The same, with its data in a folder that is not there yet.
+    pub async fn start_clone_at(&self, datadir: &Path, options: &[&str]) -> Server {
+        self.clone_into(datadir).await;
+        Server::start_in(tempfile::tempdir().unwrap(), datadir.to_owned(), options, true).await
+    }
+
     /// Gives a stopped server the data of `source` in place of its own, under its old server_uuid, as MySQL's remote clone does.
     pub async fn rebuild_from(&mut self, source: &Server) {
         let identity = self.datadir.join("auto.cnf");
@@ -145,8 +151,8 @@ impl Server {
     pub async fn wait_executed(&self, gtids: &GtidSet) {
         let timeout_secs = START_TIMEOUT.as_secs();
         let sql = format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{gtids}', {timeout_secs})");
-        let (timed_out,): (u64,) = self.root().await.one(&sql).await.unwrap();
-        assert_eq!(timed_out, 0, "not replicated: {gtids}\n{}", self.error_log());
+        let timed_out: Vec<(u64,)> = self.root().await.rows_within(&sql, START_TIMEOUT * 2).await.unwrap();
+        assert_eq!(timed_out, [(0,)], "not replicated: {gtids}\n{}", self.error_log());
     }
 
     /// Waits until a replica whose source is dead has applied all that it has received.

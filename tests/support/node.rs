@@ -49,7 +49,14 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         let archive_dir = dir.path().join("archive");
         fs::create_dir(&archive_dir).unwrap();
-        Node::with_archive(server, dir, archive_dir, extra)
+        Node::with_archive(&server.socket, dir, archive_dir, extra)
+    }
+
+    /// With an archive that is there already, and no server.
+    pub fn without_server(archive_dir: &Path, extra: &str) -> Node {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("nobody");
+        Node::with_archive(&socket, dir, archive_dir.to_owned(), extra)
     }
 
     /// For another server of the same shard.
@@ -59,10 +66,10 @@ impl Node {
 
     /// The same, with further lines of TOML.
     pub fn beside_with(&self, server: &Server, extra: &str) -> Node {
-        Node::with_archive(server, tempfile::tempdir().unwrap(), self.archive_dir.clone(), extra)
+        Node::with_archive(&server.socket, tempfile::tempdir().unwrap(), self.archive_dir.clone(), extra)
     }
 
-    fn with_archive(server: &Server, dir: TempDir, archive_dir: PathBuf, extra: &str) -> Node {
+    fn with_archive(socket: &Path, dir: TempDir, archive_dir: PathBuf, extra: &str) -> Node {
         let (root, staging) = (dir.path(), dir.path().join("staging"));
         fs::create_dir(&staging).unwrap();
         fs::write(root.join("password"), PASSWORD).unwrap();
@@ -74,7 +81,7 @@ impl Node {
              [snapshot]\nschedule = \"off\"\nstaging_dir = \"{}\"\n\
              [recover]\nmysqld = \"{}\"\n\
              [state]\npath = \"{}\"\n{}",
-            server.socket.display(),
+            socket.display(),
             root.join("password").display(),
             archive_dir.display(),
             staging.display(),

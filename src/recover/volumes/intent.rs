@@ -74,59 +74,7 @@ impl Journal {
         folder: &Path,
         place: Place,
     ) -> anyhow::Result<Journal> {
-        ensure_plain(snapshot)?;
-        let datadir = datadir(snapshot)?;
-        // Tablespaces are found below it, of the others the replaying server is told nothing.
-        let is_in_datadir = |held: &HeldFolder| match held.role {
-            FolderRole::Tablespaces => held.path.starts_with(&datadir),
-            _ => held.path == datadir,
-        };
-        for held in snapshot.volumes.iter().flat_map(|v| &v.holds) {
-            if IN_DATADIR.contains(&held.role) && !is_in_datadir(held) {
-                let e = anyhow!(
-                    "snapshot {} is of a server whose {} lies in {}, and not in its datadir {}",
-                    snapshot.id,
-                    held.role,
-                    held.path.display(),
-                    datadir.display()
-                );
-                let hint = "such a copy is not recovered by this command: recover from a snapshot of the clone provider, or mount the volumes by hand";
-                return Err(with_hint(e, hint));
-            }
-        }
-        let mut volumes = Vec::new();
-        for (i, v) in snapshot.volumes.iter().enumerate() {
-            let Some(snapshot_id) = v.complete_in(&place.region) else {
-                let e = anyhow!(
-                    "snapshot {} has no complete copy of volume {} in {}",
-                    snapshot.id,
-                    v.volume_id,
-                    place.region
-                );
-                return Err(with_hint(
-                    e,
-                    "recover in the region that has one: `mysql-pitr list` says which",
-                ));
-            };
-            let holds_data = v.holds.iter().any(|h| h.role == FolderRole::Datadir);
-            volumes.push(Made {
-                snapshot_id: snapshot_id.to_owned(),
-                filesystem: v.filesystem.clone(),
-                partition: v.partition,
-                was_at: v.mount_point.clone(),
-                mount_point: if holds_data {
-                    target.to_owned()
-                } else {
-                    folder.join(i.to_string())
-                },
-                holds_data,
-                asked: false,
-                volume_id: None,
-                released: false,
-            });
-        }
-        // The target covers what lies below it.
-        volumes.sort_by_key(|m| !m.holds_data);
+        let volumes = volumes_of(snapshot, target, folder, &place.region)?;
         Ok(Journal {
             format: FORMAT,
             id: Uuid::new_v4(),
@@ -166,6 +114,66 @@ impl Journal {
     }
 }
 
+/// What is to be made of a snapshot in a region: the data's volume first.
+///
+/// # Errors
+/// Where the copy could not be started: then nothing is made.
+fn volumes_of(snapshot: &Snapshot, target: &Path, folder: &Path, region: &str) -> anyhow::Result<Vec<Made>> {
+    ensure_plain(snapshot)?;
+    let datadir = datadir(snapshot)?;
+    // Tablespaces are found below it, of the others the replaying server is told nothing.
+    let is_in_datadir = |held: &HeldFolder| match held.role {
+        FolderRole::Tablespaces => held.path.starts_with(&datadir),
+        _ => held.path == datadir,
+    };
+    for held in snapshot.volumes.iter().flat_map(|v| &v.holds) {
+        if IN_DATADIR.contains(&held.role) && !is_in_datadir(held) {
+            let e = anyhow!(
+                "snapshot {} is of a server with its {} in {}, and not in its datadir {}",
+                snapshot.id,
+                held.role,
+                held.path.display(),
+                datadir.display()
+            );
+            let hint = "such a copy is not recovered by this command: recover from a snapshot of the clone provider, or mount the volumes by hand";
+            return Err(with_hint(e, hint));
+        }
+    }
+    let mut volumes = Vec::new();
+    for (i, v) in snapshot.volumes.iter().enumerate() {
+        let Some(snapshot_id) = v.complete_in(region) else {
+            let e = anyhow!(
+                "snapshot {} has no complete copy of volume {} in {region}",
+                snapshot.id,
+                v.volume_id
+            );
+            return Err(with_hint(
+                e,
+                "recover in the region that has one: `mysql-pitr list` says which",
+            ));
+        };
+        let holds_data = v.holds.iter().any(|h| h.role == FolderRole::Datadir);
+        volumes.push(Made {
+            snapshot_id: snapshot_id.to_owned(),
+            filesystem: v.filesystem.clone(),
+            partition: v.partition,
+            was_at: v.mount_point.clone(),
+            mount_point: if holds_data {
+                target.to_owned()
+            } else {
+                folder.join(i.to_string())
+            },
+            holds_data,
+            asked: false,
+            volume_id: None,
+            released: false,
+        });
+    }
+    // The target covers what lies below it.
+    volumes.sort_by_key(|m| !m.holds_data);
+    Ok(volumes)
+}
+
 pub(super) fn datadir(snapshot: &Snapshot) -> anyhow::Result<PathBuf> {
     let mut held = snapshot.volumes.iter().flat_map(|v| &v.holds);
     let datadir = held.find(|h| h.role == FolderRole::Datadir).map(|h| h.path.clone());
@@ -193,5 +201,82 @@ fn ensure_plain(snapshot: &Snapshot) -> anyhow::Result<()> {
             snapshot.id,
             path.display()
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{archive::records::CopyState, support::hint::message};
+
+    const REGION: &str = "eu-central-1";
+
+    /// Of a server with its data in `/data/mysql`, and whatever else is said, on volumes at `/data` and `/logs`.
+    fn snapshot(held: &[(FolderRole, &str)]) -> Snapshot {
+        let volume = |id: &str, mount_point: &str, own: (FolderRole, &str)| {
+            let holds = held.iter().chain([&own]).filter(|(_, path)| path.starts_with(mount_point));
+            let holds: Vec<HeldFolder> = holds
+                .map(|(role, path)| HeldFolder {
+                    role: *role,
+                    path: path.into(),
+                })
+                .collect();
+            serde_json::json!({
+                "volume_id": format!("vol-{id}"), "mount_point": mount_point, "filesystem": "xfs", "size_gib": 1, "holds": holds,
+                "copies": [{ "region": REGION, "snapshot_id": format!("snap-{id}"), "state": "complete" }],
+            })
+        };
+        let gtids = "00000000-0000-0000-0000-000000000001:1-5";
+        let record = serde_json::json!({
+            "format": 1, "id": "s", "state": "complete", "provider": "ebs", "timeline": 1, "server_uuid": Uuid::nil(),
+            "server_version": "", "started_at_us": 0, "finished_at_us": 0, "gtids_before": gtids, "gtids_after": gtids,
+            "variables": { "datadir": "/data/mysql/" }, "data_key": "", "data_bytes": 0, "stored_bytes": 0, "stored_sha256": "",
+            "volumes": [volume("1", "/logs", (FolderRole::Binlog, "/logs")), volume("2", "/data", (FolderRole::Datadir, "/data/mysql"))],
+        });
+        serde_json::from_value(record).unwrap()
+    }
+
+    fn made(snapshot: &Snapshot, region: &str) -> Result<Vec<Made>, String> {
+        volumes_of(snapshot, Path::new("/t"), Path::new("/.t"), region).map_err(|e| message(&e))
+    }
+
+    #[test]
+    fn the_data_are_on_the_target_and_the_rest_beside_it() {
+        let tablespaces = (FolderRole::Tablespaces, "/data/mysql/more");
+        let redo = (FolderRole::Redo, "/data/mysql");
+        let made = made(&snapshot(&[tablespaces, redo]), REGION).unwrap();
+        let places: Vec<(&str, &Path)> = made
+            .iter()
+            .map(|m| (m.snapshot_id.as_str(), m.mount_point.as_path()))
+            .collect();
+        assert_eq!(places, [("snap-2", Path::new("/t")), ("snap-1", Path::new("/.t/0"))]);
+    }
+
+    #[test]
+    fn what_would_not_start_is_refused() {
+        for role in IN_DATADIR {
+            for apart in ["/data/apart", "/logs/apart"] {
+                let error = made(&snapshot(&[(role, apart)]), REGION).unwrap_err();
+                assert!(
+                    error.contains(&format!("its {role} in {apart}, and not in its datadir")),
+                    "{error}"
+                );
+            }
+        }
+        for way_out in ["/data/../etc", "data"] {
+            let mut snapshot = snapshot(&[]);
+            snapshot.volumes[0].mount_point = way_out.into();
+            let error = made(&snapshot, REGION).unwrap_err();
+            assert!(error.contains(way_out) && error.contains("which no server has"), "{error}");
+        }
+        let mut incomplete = snapshot(&[]);
+        incomplete.volumes[0].copies[0].state = CopyState::Pending;
+        for (snapshot, region) in [(incomplete, REGION), (snapshot(&[]), "us-east-1")] {
+            let error = made(&snapshot, region).unwrap_err();
+            assert!(
+                error.contains(&format!("no complete copy of volume vol-1 in {region}")),
+                "{error}"
+            );
+        }
     }
 }

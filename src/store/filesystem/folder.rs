@@ -240,6 +240,30 @@ impl Folder {
         Ok(())
     }
 
+    /// The folders right below one, in order.
+    pub(super) fn folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let path = self.root.join(prefix);
+        let error = |e| self.error(key::operation("list", prefix), at(&path)(e));
+        let entries = match present(fs::read_dir(&path)).map_err(error)? {
+            Some(entries) => entries,
+            None if self.root.is_dir() => return Ok(Vec::new()),
+            None => return Err(self.gone(key::operation("list", prefix))),
+        };
+        let mut folders = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(error)?;
+            let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else {
+                continue;
+            };
+            let kind = present(entry.file_type()).map_err(error)?;
+            if kind.is_some_and(|kind| kind.is_dir()) && key::fault(&name).is_none() {
+                folders.push(name + "/");
+            }
+        }
+        folders.sort_unstable();
+        Ok(folders)
+    }
+
     /// Removes the object, and the folders that held nothing else.
     pub(super) fn delete(&self, key: &str) -> Result<(), StoreError> {
         let path = self.root.join(key);

@@ -17,7 +17,8 @@ use super::{Attached, Shared, Volume, World, link_name, xml};
 /// Whoever gives up after so many has no patience with EC2.
 const FAULTS_IN_A_ROW_MAX: u32 = 2;
 
-type Form = BTreeMap<String, String>;
+/// What a request says.
+pub type Form = BTreeMap<String, String>;
 
 #[derive(Clone)]
 pub struct Endpoint(pub Arc<Shared>);
@@ -72,12 +73,11 @@ async fn answer(State(Endpoint(shared)): State<Endpoint>, headers: HeaderMap, bo
     let status = answered.status();
     let mut text = answered.text().await.unwrap();
     if status.is_success() {
-        let doing = shared.clone();
-        let what = action.clone();
-        text = tokio::task::spawn_blocking(move || act(&doing, &what, &form, text))
+        let (doing, what, said) = (shared.clone(), action.clone(), form.clone());
+        text = tokio::task::spawn_blocking(move || act(&doing, &what, &said, text))
             .await
             .unwrap();
-        shared.world().done.push((region, action.clone()));
+        shared.world().done.push((region, action.clone(), form));
     }
     drop(turn);
     if shared.world().behaviour.unanswered.contains(&action) {

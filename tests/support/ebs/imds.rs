@@ -8,19 +8,17 @@ use axum::{
     routing::{get, put},
 };
 
-use super::{Machine, Served, serve};
+use super::Machine;
 
 const TOKEN: &str = "a-token-of-the-stand-in";
 const TTL_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 
-/// The URL of `machine`'s.
-pub fn serve_for(machine: &Machine) -> (String, Served) {
+pub fn router(machine: Machine) -> Router {
     let token = || async { ([(TTL_HEADER, "21600")], TOKEN) };
-    let router = Router::new()
+    Router::new()
         .route("/latest/api/token", put(token))
         .route("/latest/{*path}", get(answer))
-        .with_state(machine.clone());
-    serve(router)
+        .with_state(machine)
 }
 
 async fn answer(State(machine): State<Machine>, Path(path): Path<String>, headers: HeaderMap) -> Response {

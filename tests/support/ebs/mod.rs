@@ -17,6 +17,7 @@ use std::{
     thread,
 };
 
+use mysql_pitr::archive::records::{CopyState, RegionalCopy, VolumeSnapshot};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{net::TcpListener, sync::oneshot};
 
@@ -24,9 +25,15 @@ use self::{
     ec2::Endpoint,
     pool::{run, text},
 };
-use super::moto::Moto;
+use super::{
+    moto::{Moto, environment},
+    node::path_text,
+};
 
-pub use self::pool::Pool;
+pub use self::{ec2::Form, imds::router as metadata_router, pool::Pool};
+
+/// Of every volume that a server is put on.
+pub const VOLUME_GIB: u32 = 2;
 
 /// One of those that moto knows from the start.
 const IMAGE: &str = "ami-12c6146b";
@@ -97,8 +104,8 @@ struct World {
     answers: BTreeMap<String, String>,
     /// Every request that came, as region and action.
     asked: Vec<(String, String)>,
-    /// Those that were done.
-    done: Vec<(String, String)>,
+    /// Those that were done, with what they said.
+    done: Vec<(String, String, Form)>,
 }
 
 /// An instance.
@@ -113,10 +120,19 @@ pub struct Machine {
     pub metadata: String,
 }
 
+impl Machine {
+    /// Of whatever runs on it.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        environment(("AWS_EC2_METADATA_SERVICE_ENDPOINT", &self.metadata))
+    }
+}
+
 /// EC2. Dropped, nothing of it is left.
 pub struct Ec2 {
     pub endpoint: String,
-    servers: Mutex<Vec<Served>>,
+    _server: Served,
+    /// The metadata services, by region.
+    metadata: Mutex<Vec<(String, Served)>>,
     shared: Arc<Shared>,
     pub moto: Moto,
 }
@@ -151,7 +167,8 @@ impl Ec2 {
         let (endpoint, server) = serve(ec2::router(Endpoint(shared.clone())));
         Some(Ec2 {
             endpoint,
-            servers: Mutex::new(vec![server]),
+            _server: server,
+            metadata: Mutex::default(),
             shared,
             moto,
         })
@@ -166,6 +183,18 @@ impl Ec2 {
         change(&mut self.shared.world().behaviour);
     }
 
+    /// From now on nobody answers there: neither EC2 nor the metadata service of any machine.
+    pub fn end_region(&self, region: &str) {
+        self.behave(|b| {
+            b.dead.insert(region.to_owned());
+        });
+        self.metadata().retain(|(of, _)| of != region);
+    }
+
+    fn metadata(&self) -> MutexGuard<'_, Vec<(String, Served)>> {
+        self.metadata.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How often a region was asked for anything.
     pub fn asked(&self, region: &str) -> usize {
         self.shared.world().asked.iter().filter(|(r, _)| r == region).count()
@@ -173,8 +202,14 @@ impl Ec2 {
 
     /// How often an action was done in a region.
     pub fn done(&self, region: &str, action: &str) -> usize {
+        self.forms(region, action).len()
+    }
+
+    /// What the requests said that were done there.
+    pub fn forms(&self, region: &str, action: &str) -> Vec<Form> {
         let world = self.shared.world();
-        world.done.iter().filter(|(r, a)| r == region && a == action).count()
+        let done = world.done.iter().filter(|(r, a, _)| r == region && a == action);
+        done.map(|(_, _, form)| form.clone()).collect()
     }
 
     /// The region's volumes that have blocks.
@@ -210,20 +245,30 @@ impl Ec2 {
             device_dir,
             metadata: String::new(),
         };
-        let (metadata, server) = imds::serve_for(&machine);
+        let (metadata, server) = serve(imds::router(machine.clone()));
         machine.metadata = metadata;
-        self.servers.lock().unwrap_or_else(PoisonError::into_inner).push(server);
+        self.metadata().push((machine.region.clone(), server));
         self.shared.world().machines.insert(id, machine.clone());
         machine
     }
 
-    /// A new volume with an XFS, mounted at `mount_point`, which is made. Returns its id.
-    pub async fn mounted_volume(&self, machine: &Machine, gib: u64, mount_point: &Path) -> String {
+    /// New volumes, mounted below [`Ec2::root`] by these names: their ids, with where.
+    pub async fn mounted_volumes(&self, machine: &Machine, names: &[&str]) -> BTreeMap<String, PathBuf> {
+        let mut volumes = BTreeMap::new();
+        for name in names {
+            let mount_point = self.root().join(name);
+            volumes.insert(self.mounted_volume(machine, &mount_point).await, mount_point);
+        }
+        volumes
+    }
+
+    /// With an XFS. The mount point is made.
+    async fn mounted_volume(&self, machine: &Machine, mount_point: &Path) -> String {
         let (region, zone) = (&machine.region, &machine.zone);
         let answer = self
             .ask(
                 region,
-                &format!("Action=CreateVolume&Size={gib}&AvailabilityZone={zone}&VolumeType=gp3"),
+                &format!("Action=CreateVolume&Size={VOLUME_GIB}&AvailabilityZone={zone}&VolumeType=gp3"),
             )
             .await;
         let id = xml::text(&answer, "volumeId")
@@ -249,8 +294,51 @@ impl Ec2 {
         id
     }
 
+    /// `[ebs]` of a machine's server on these volumes, with copies in `dr_region`. The disk may be busy.
+    pub fn section(&self, machine: &Machine, volumes: &BTreeMap<String, PathBuf>, dr_region: &str) -> String {
+        let volumes = volumes.iter().map(|(id, at)| format!("\"{}={id}\"", at.display()));
+        format!(
+            "[ebs]\nregion = \"{}\"\nendpoint = \"{}\"\ndr_region = \"{dr_region}\"\nvolumes = [{}]\nlock_hold = \"200s\"\n\
+             create_timeout = \"120s\"\n",
+            machine.region,
+            self.endpoint,
+            volumes.collect::<Vec<_>>().join(", ")
+        )
+    }
+
+    /// `[recover.volume]` of a recovery on that machine; `options`: further lines.
+    pub fn recover_section(&self, machine: &Machine, options: &str) -> String {
+        format!(
+            "[recover.volume]\nendpoint = \"{}\"\ndevice_dir = \"{}\"\n{options}\n",
+            self.endpoint,
+            path_text(&machine.device_dir)
+        )
+    }
+
+    /// Snapshots of a machine's volumes, of one after the other, and their copies in another region, as a record has them: but for what
+    /// they hold.
+    pub async fn copied(&self, machine: &Machine, volumes: &BTreeMap<String, PathBuf>, to: &str) -> Vec<VolumeSnapshot> {
+        let home = &machine.region;
+        let taken = self.snapshots(machine).await;
+        let mut copied = Vec::new();
+        for (id, mount_point) in volumes {
+            let here = &taken[id];
+            let there = self.copy_snapshot(here, home, to).await;
+            copied.push(VolumeSnapshot {
+                volume_id: id.clone(),
+                mount_point: mount_point.clone(),
+                filesystem: "xfs".into(),
+                partition: None,
+                size_gib: VOLUME_GIB,
+                holds: Vec::new(),
+                copies: vec![copy(home, here), copy(to, &there)],
+            });
+        }
+        copied
+    }
+
     /// Snapshots of all of a machine's volumes. Returns each volume's with the volume.
-    pub async fn snapshots(&self, machine: &Machine) -> BTreeMap<String, String> {
+    async fn snapshots(&self, machine: &Machine) -> BTreeMap<String, String> {
         let ask = format!(
             "Action=CreateSnapshots&InstanceSpecification.InstanceId={}&InstanceSpecification.ExcludeBootVolume=true",
             machine.id
@@ -261,7 +349,7 @@ impl Ec2 {
     }
 
     /// The copy of a snapshot in another region.
-    pub async fn copy_snapshot(&self, id: &str, from: &str, to: &str) -> String {
+    async fn copy_snapshot(&self, id: &str, from: &str, to: &str) -> String {
         let answer = self
             .ask(to, &format!("Action=CopySnapshot&SourceRegion={from}&SourceSnapshotId={id}"))
             .await;
@@ -285,6 +373,26 @@ impl Ec2 {
         assert!(status.is_success(), "{form}: {status} {text}");
         text
     }
+}
+
+fn copy(region: &str, snapshot_id: &str) -> RegionalCopy {
+    RegionalCopy {
+        region: region.to_owned(),
+        snapshot_id: Some(snapshot_id.to_owned()),
+        state: CopyState::Complete,
+        failure: None,
+        encrypted: None,
+        kms_key: None,
+        tried_at_us: None,
+    }
+}
+
+/// The volumes that a text names, each as often as it does.
+pub fn volume_ids(text: &str) -> Vec<String> {
+    const PREFIX: &str = "vol-";
+    let number = |rest: &str| rest[..rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len())].to_owned();
+    let numbers = text.split(PREFIX).skip(1).map(number).filter(|n| !n.is_empty());
+    numbers.map(|n| PREFIX.to_owned() + &n).collect()
 }
 
 fn link_name(volume: &str) -> String {
