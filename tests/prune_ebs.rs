@@ -504,3 +504,20 @@ async fn a_recovery_that_found_the_record_keeps_its_snapshots() {
     })
     .await;
 }
+
+/// With the credentials of another account nothing is there, and nothing goes.
+#[tokio::test]
+async fn another_accounts_ec2_is_not_taken_for_an_empty_one() {
+    let ours = Mortal {
+        of: Arc::new(Memory::default()),
+        life: Life::of(usize::MAX),
+    };
+    let made = archive_in(&ours, &["vol-1".to_owned(), "vol-2".to_owned()], ["a", "b"]).await;
+    let far = Made::new();
+    copy_folder(made.dir.path(), far.dir.path());
+    let is_seen = run(&made, &far, &Arc::new(Memory::default()), usize::MAX).await;
+    assert!(!is_seen, "another account's EC2 was believed");
+    assert_eq!((records(made.dir.path()).len(), binlogs(&made)), (2, 4));
+    assert!(run(&made, &far, &ours.of, usize::MAX).await);
+    assert_eq!(records(made.dir.path()), ["b.json"]);
+}

@@ -84,6 +84,9 @@ pub async fn apply(
             snapshot_stays |= deletion.kind == Kind::Snapshot;
             continue;
         }
+        if in_ec2.is_some() {
+            ensure_no_new_lease(archive, plan).await?;
+        }
         let mut something_stays = false;
         // Whatever of them is left, the sealed binlog is read in their place.
         let at_a_time = if deletion.kind == Kind::Segments {

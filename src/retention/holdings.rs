@@ -80,8 +80,7 @@ impl Holdings {
 
     /// With what EC2 has in the region of `cloud`.
     pub async fn in_ec2(mut self, archive: &Archive, cloud: &dyn Cloud) -> Holdings {
-        let records = self.survey.snapshots.iter().chain(self.aside.values());
-        let seen = InEc2::look(cloud, &archive.shard, records).await;
+        let seen = InEc2::look(cloud, &archive.shard, &self.survey.snapshots, self.aside.values()).await;
         self.ec2 = seen.map_err(|e| message(&e));
         self
     }

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::anyhow;
+
 use crate::{
     archive::{
         keys::Shard,
-        records::{Provider, Snapshot},
+        records::{Provider, Snapshot, SnapshotState},
     },
+    support::hint::with_hint,
     volume::{
         cloud::{Cloud, Made, MadeState},
         marks,
@@ -32,16 +35,19 @@ pub(super) fn named<'s>(snapshot: &'s Snapshot, region: &str) -> impl Iterator<I
 
 impl InEc2 {
     /// # Errors
-    /// Where EC2 does not answer, or may not be asked.
+    /// Where EC2 does not answer, or may not be asked, or has nothing at all of what complete records name there: then it is another account's.
     pub async fn look<'s>(
         cloud: &dyn Cloud,
         shard: &Shard,
-        records: impl Iterator<Item = &'s Snapshot>,
+        records: &'s [Snapshot],
+        aside: impl Iterator<Item = &'s Snapshot>,
     ) -> anyhow::Result<InEc2> {
         let region = cloud.home_region().await?;
         let shard = shard.to_string();
         let mut made = cloud.of_shard(&region, &shard).await?;
         let unlisted: Vec<String> = records
+            .iter()
+            .chain(aside)
             .filter(|s| s.provider == Provider::Ebs)
             .flat_map(|s| named(s, &region))
             .filter(|id| !made.iter().any(|m| m.snapshot_id == *id))
@@ -49,6 +55,12 @@ impl InEc2 {
             .collect();
         if !unlisted.is_empty() {
             made.extend(cloud.named(&region, &unlisted).await?);
+        }
+        let complete = records.iter().filter(|s| s.state == SnapshotState::Complete);
+        let expected: Vec<&str> = complete.flat_map(|s| named(s, &region)).collect();
+        if !expected.is_empty() && !made.iter().any(|m| expected.contains(&m.snapshot_id.as_str())) {
+            let e = anyhow!("EC2 in {region} has none of the snapshots that the records name there");
+            return Err(with_hint(e, "see that these are the account and the region of the archive"));
         }
         Ok(InEc2::of(region, shard, made))
     }

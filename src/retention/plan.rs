@@ -306,7 +306,6 @@ impl<'a> Planner<'a> {
         deletions.extend(self.old_binlogs());
         deletions.extend(self.sealed_segments());
         deletions.extend(self.orphans());
-        deletions.extend(self.old_strays());
         deletions.extend(self.ended_leases());
         deletions
     }

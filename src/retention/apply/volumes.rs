@@ -45,9 +45,7 @@ pub(super) async fn prepare(
             _ => {}
         }
     }
-    let Some((key, record)) = &part.aside else {
-        return Ok(true);
-    };
+    let (key, record) = &part.aside;
     match put_aside(archive, key, record).await {
         Ok(()) => Ok(true),
         Err(e) => match e.downcast_ref::<StoreError>() {
@@ -109,9 +107,10 @@ pub(super) async fn delete(
             Err(e) => return Err(e.into()),
         }
     }
-    let Some((key, _)) = part.aside.as_ref().filter(|_| is_gone) else {
+    if !is_gone {
         return Ok(());
-    };
+    }
+    let (key, _) = &part.aside;
     match delete_object(archive, key).await {
         Ok(()) => applied.objects_deleted += 1,
         Err(StoreError::Locked { lock, .. }) => applied.locked.push(kept(deletion, key, lock)),

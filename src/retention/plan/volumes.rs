@@ -18,8 +18,6 @@ use super::{super::in_ec2::InEc2, Deletion, Kind, Planner};
 
 /// A copy that nobody has tried to make for so long is not waited for: whoever made it is gone.
 const COPY_ABANDONED: Duration = Duration::from_hours(7 * 24);
-/// What no record speaks of is kept for so long. Its record may be in the other region's bucket, and this one be behind.
-const STRAY_KEPT: Duration = Duration::from_hours(30 * 24);
 
 /// What of a deletion lies in EC2. It goes after the keys.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -28,9 +26,9 @@ pub struct Ec2Part {
     /// All of them bear the tags of one operation.
     pub snapshot_ids: Vec<String>,
     pub operation: String,
-    /// Where the record lies before they go, and until they are gone. None where there is no record.
+    /// Where the record lies before they go, and until they are gone, and the record.
     #[serde(skip)]
-    pub aside: Option<(String, Box<Snapshot>)>,
+    pub aside: (String, Box<Snapshot>),
 }
 
 impl<'a> Planner<'a> {
@@ -83,8 +81,14 @@ impl<'a> Planner<'a> {
         let region = ec2.region.as_str();
         let copies = || snapshot.volumes.iter().flat_map(|v| &v.copies);
         let other = copies().find(|c| c.region != region && c.snapshot_id.is_some())?;
+        if !copies().any(|c| c.region == region) {
+            return Some(format!(
+                "it has nothing in {region}: its snapshots in {} are pruned with another bucket",
+                other.region
+            ));
+        }
         let origin = copies().next().map(|c| c.region.as_str());
-        if origin != Some(region) && copies().any(|c| c.region == region) {
+        if origin != Some(region) {
             // The bucket that the record was written to has it, unless that is this one.
             let here = format!("{}/{}", self.holdings.url, keys::snapshot_key(self.shard, &snapshot.id));
             let other = &other.region;
@@ -138,10 +142,10 @@ impl<'a> Planner<'a> {
             region: ec2.region.clone(),
             snapshot_ids,
             operation: snapshot.id.clone(),
-            aside: Some((
+            aside: (
                 keys::pruned_key(self.shard, &ec2.region, &snapshot.id),
                 Box::new(snapshot.clone()),
-            )),
+            ),
         })
     }
 
@@ -202,50 +206,17 @@ impl<'a> Planner<'a> {
         strays.collect()
     }
 
-    /// Why a stray is not deleted.
-    fn why_stray_stays(&self, made: &Made, operation: &str) -> Option<String> {
-        if !marks::is_own(made, &self.shard.to_string(), operation) {
-            return Some("no request of mysql-pitr made it".to_owned());
-        }
+    /// What a person has to know of a stray, to decide. A record that is missing is no reason to delete: somebody may have moved it away, and
+    /// an age since it was made says nothing of that.
+    fn about_stray(&self, made: &Made, operation: &str) -> String {
         let key = keys::snapshot_key(self.shard, operation);
-        let is_at = |url: &str| marks::record(made) == Some(&format!("{url}/{key}"));
-        let elsewhere = self.holdings.elsewhere.as_ref();
-        if elsewhere.is_some_and(|e| e.objects.contains_key(&key)) {
-            return Some("the other region's bucket holds its record".to_owned());
+        if !marks::is_own(made, &self.shard.to_string(), operation) {
+            return "no request of mysql-pitr made it".to_owned();
         }
-        if elsewhere.is_some_and(|e| e.unknown.is_some()) {
-            return Some("it cannot be seen whether the other region's bucket holds its record".to_owned());
+        match &self.holdings.elsewhere {
+            Some(elsewhere) if elsewhere.objects.contains_key(&key) => "the other region's bucket holds its record".to_owned(),
+            _ => format!("by its tags the record is {}", marks::record(made).unwrap_or("nowhere")),
         }
-        if !is_at(&self.holdings.url) && !elsewhere.is_some_and(|e| is_at(&e.url)) {
-            let said = marks::record(made).unwrap_or_default();
-            return Some(format!("by its tags the record is {said}"));
-        }
-        (!self.is_older(made.started_at_us, STRAY_KEPT)).then(|| {
-            let days = STRAY_KEPT.as_secs() / 86_400;
-            format!("it is not {days} days old")
-        })
-    }
-
-    pub(super) fn old_strays(&self) -> Vec<Deletion> {
-        let Some(ec2) = self.ec2() else { return Vec::new() };
-        let old = self
-            .strays()
-            .into_iter()
-            .filter(|(m, o)| self.why_stray_stays(m, o).is_none());
-        let deletions = old.map(|(made, operation)| Deletion {
-            kind: Kind::Orphan,
-            name: format!("{} of snapshot {operation}", made.snapshot_id),
-            reason: "no record speaks of it",
-            keys: Vec::new(),
-            bytes: 0,
-            ec2: Some(Ec2Part {
-                region: ec2.region.clone(),
-                snapshot_ids: vec![made.snapshot_id.clone()],
-                operation: operation.to_owned(),
-                aside: None,
-            }),
-        });
-        deletions.collect()
     }
 
     /// What of the snapshots of volumes stays for a person to look at, and why.
@@ -286,16 +257,15 @@ impl<'a> Planner<'a> {
             }
         }
         for (made, operation) in self.strays() {
-            if let Some(why) = self.why_stray_stays(made, operation) {
-                let since = made
-                    .started_at_us
-                    .map(|at| format!(" since {}", Moment(at)))
-                    .unwrap_or_default();
-                warnings.push(format!(
-                    "no record here speaks of {} in {region}, of snapshot {operation}{since}, and it stays: {why}",
-                    made.snapshot_id
-                ));
-            }
+            let since = made
+                .started_at_us
+                .map(|at| format!(" since {}", Moment(at)))
+                .unwrap_or_default();
+            warnings.push(format!(
+                "no record here speaks of {} in {region}, of snapshot {operation}{since}, and it stays: {}",
+                made.snapshot_id,
+                self.about_stray(made, operation)
+            ));
         }
         warnings
     }
