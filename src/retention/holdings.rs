@@ -38,7 +38,6 @@ pub struct Holdings {
 /// What the other region's bucket holds, as far as a plan for this one rests on it.
 #[derive(Debug)]
 pub struct Elsewhere {
-    pub url: String,
     /// The sealed binlogs and their manifests, and the records of snapshots, by key with their sizes.
     pub objects: BTreeMap<String, u64>,
     /// Why nobody knows what it holds: then it is taken to hold nothing.
@@ -98,11 +97,7 @@ impl Holdings {
         if unknown.is_some() {
             objects.clear();
         }
-        self.elsewhere = Some(Elsewhere {
-            url: replica.store.url().to_owned(),
-            objects,
-            unknown,
-        });
+        self.elsewhere = Some(Elsewhere { objects, unknown });
         self
     }
 }

@@ -132,7 +132,6 @@ impl World {
                 leases: Vec::new(),
                 url: HERE_URL.to_owned(),
                 elsewhere: Some(Elsewhere {
-                    url: THERE_URL.to_owned(),
                     objects: keys.iter().map(|key| (key.clone(), 1)).collect(),
                     unknown: None,
                 }),
