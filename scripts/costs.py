@@ -289,11 +289,11 @@ def check_arithmetic():
     # 950 parts of 5 MiB, then one of 10.
     assert upload_puts(950 * 5 * MIB) == 952 and upload_puts(950 * 5 * MIB + 1) == 953
     assert m["lists"]["requests for snapshots"] == 2_628_000 / REQUESTS_S and m["lists"]["who is primary"] == 2_628_000 / TIMELINES_S
-    # A binlog lasts 0.298 h, so segments are there for 13.15 h: 47,337 of them, on 48 pages.
+    # A binlog lasts 0.298 h, so segments are there for 13.15 h: 47,337 of them, of 44 binlogs; half a binlog has 537.
     assert round(m["segments_there"], -1) == 47340
-    # 160 objects of binlogs are on one page, records on two: 51 pages, 5.1 s, and then it rests for 102 s.
-    assert m["lists"]["looking: segments"] == 48 * m["lists"]["looking: records"] / 2
-    assert math.isclose(m["lists"]["looking: binlogs"], 2_628_000 / (5.1 * 21))
+    # 160 objects of binlogs are on one page, records on two, folders and segments on three: 6 pages, 0.6 s, and then it rests for a minute.
+    assert math.isclose(m["lists"]["looking: segments"], 3 * m["lists"]["looking: records"] / 2)
+    assert math.isclose(m["lists"]["looking: binlogs"], 2_628_000 / 60.6)
     # At 16 MiB/s they are cut at 8 MiB: two a second.
     assert round(month(Shard("fast", 16 * MIB, 1.0, 1, 0))["segments"]) == 2 * 2_628_000
     # Saturday 2025-03-15: today and yesterday; the newest of the week and of the month is today's.

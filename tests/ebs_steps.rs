@@ -25,7 +25,10 @@ use mysql_pitr::{
     },
     store::Put,
     support::{clock::Clock, progress::Progress, retry::seed_jitter},
-    volume::cloud::{Cause, Cloud, CloudError, Made, MadeState, OPERATION_TAG, Order, SOURCE_TAG, Subject, Tags, VolumeFacts},
+    volume::{
+        cloud::{Cause, Cloud, CloudError, Made, MadeState, OPERATION_TAG, Order, SOURCE_TAG, Subject, Tags, VolumeFacts},
+        marks::{self, SHARD_TAG},
+    },
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use tokio::time::{Instant, sleep, timeout};
@@ -43,6 +46,8 @@ const SEEDS: u64 = 100;
 /// What EC2 made is not found for so long, and a request that was not answered takes effect so late, at most.
 const FORGETS_MS: u64 = 5_000;
 const LATE_MS: u64 = 60_000;
+/// What the ids begin with of copies that others made.
+const POLICYS: &str = "snap-policy-";
 
 #[derive(Debug)]
 struct SimClock(Instant);
@@ -69,6 +74,8 @@ struct World {
     /// By region.
     snapshots: BTreeMap<String, Vec<Ec2Snapshot>>,
     next: u32,
+    /// How many of these others made, by region.
+    policys: BTreeMap<String, usize>,
     /// Until then EC2 is not itself.
     troubled_until: Instant,
 }
@@ -119,12 +126,14 @@ impl FakeEc2 {
         }
     }
 
-    fn make(&self, region: &str, volume_id: &str, tags: &Tags, late: Duration) -> Made {
+    fn make(&self, region: &str, volume_id: &str, description: &str, tags: &Tags, late: Duration) -> Made {
         let mut world = self.world();
         world.next += 1;
         let made = Made {
             snapshot_id: format!("snap-{:04}", world.next),
             volume_id: volume_id.to_owned(),
+            description: description.to_owned(),
+            started_at_us: None,
             state: MadeState::Pending,
             percent: Some(0),
             encrypted: None,
@@ -135,13 +144,24 @@ impl FakeEc2 {
         let found_at = exists_at + Duration::from_millis(world.random.random_range(0..FORGETS_MS));
         let done_at = exists_at + Duration::from_secs(world.random.random_range(0..400));
         let fails = world.random.random_ratio(1, 12);
-        world.snapshots.entry(region.to_owned()).or_default().push(Ec2Snapshot {
+        let number = world.next;
+        let is_copied = world.random.random_ratio(1, 4);
+        *world.policys.entry(region.to_owned()).or_default() += usize::from(is_copied);
+        let there = world.snapshots.entry(region.to_owned()).or_default();
+        let ours = Ec2Snapshot {
             made: made.clone(),
             exists_at,
             found_at,
             done_at,
             fails,
-        });
+        };
+        // A lifecycle policy copies it at once, with its tags.
+        let mut policys = ours.clone();
+        policys.made.snapshot_id = format!("{POLICYS}{number:04}");
+        policys.made.volume_id = "vol-ffffffff".to_owned();
+        policys.made.description = format!("[Copied {} from {region}]", made.snapshot_id);
+        there.extend(is_copied.then_some(policys));
+        there.push(ours);
         made
     }
 
@@ -196,7 +216,7 @@ impl Cloud for FakeEc2 {
                 subject
                     .volumes
                     .iter()
-                    .map(|v| self.make(HOME, v, &subject.tags, late))
+                    .map(|v| self.make(HOME, v, &subject.description, &subject.tags, late))
                     .collect()
             };
             match self.fate().await {
@@ -234,14 +254,28 @@ impl Cloud for FakeEc2 {
         );
         let mut tags = tags.clone();
         tags.insert(SOURCE_TAG.to_owned(), snapshot_id.to_owned());
+        let description = marks::copy_description(snapshot_id, HOME);
+        let make = |late| self.make(region, "vol-ffffffff", &description, &tags, late);
         match self.fate().await {
             Fate::Refused(cause) => Err(error(cause)),
             Fate::Lost { late } => {
-                self.make(region, "vol-ffffffff", &tags, late);
+                make(late);
                 Err(error(Cause::Unanswered))
             }
-            Fate::Served => Ok(self.make(region, "vol-ffffffff", &tags, Duration::ZERO).snapshot_id),
+            Fate::Served => Ok(make(Duration::ZERO).snapshot_id),
         }
+    }
+
+    async fn of_shard(&self, _region: &str, _shard: &str) -> Result<Vec<Made>, CloudError> {
+        unreachable!("the agent asks for its operations only")
+    }
+
+    async fn named(&self, _region: &str, _snapshot_ids: &[String]) -> Result<Vec<Made>, CloudError> {
+        unreachable!("the agent asks for its operations only")
+    }
+
+    async fn rehearse_delete(&self, _region: &str, _snapshot_id: &str) -> Result<(), CloudError> {
+        unreachable!("the agent deletes at once")
     }
 
     async fn delete(&self, region: &str, snapshot_id: &str) -> Result<(), CloudError> {
@@ -268,11 +302,12 @@ async fn begin(archive: &Archive, ec2: &FakeEc2, id: &str) -> anyhow::Result<()>
     let mut record = started(id, &["vol-1", "vol-2"], &[HOME, AWAY]);
     archive.put_record(&key, &record, Put::IfAbsent).await?;
     let (_, version) = archive.record::<Snapshot>(&key).await?;
-    let tags = Tags::from([(OPERATION_TAG.to_owned(), id.to_owned())]);
+    let tags =
+        Tags::from([(SHARD_TAG, archive.shard.to_string()), (OPERATION_TAG, id.to_owned())].map(|(k, v)| (k.to_owned(), v)));
     let subject = Subject {
         volumes: record.volumes.iter().map(|v| v.volume_id.clone()).collect(),
         tags,
-        description: String::new(),
+        description: marks::description(&archive.shard.to_string(), id),
     };
     // What is not answered in time is left to whoever goes on: as if the agent had died.
     let made = ec2
@@ -316,6 +351,7 @@ async fn run(seed: u64) -> SnapshotState {
         random: SmallRng::seed_from_u64(seed ^ 0x5eed),
         snapshots: BTreeMap::new(),
         next: 0,
+        policys: BTreeMap::new(),
         troubled_until: begin_at + Duration::from_secs(random.random_range(0..3_000)),
     })));
     store.set(Faults {
@@ -360,7 +396,13 @@ async fn run(seed: u64) -> SnapshotState {
     }
     // What is late is there by now.
     sleep(Duration::from_millis(LATE_MS + FORGETS_MS)).await;
-    let left = |region: &str| -> Vec<String> { ec2.all(region).into_iter().map(|m| m.snapshot_id).collect() };
+    let ours = |region: &str| ec2.all(region).into_iter().filter(|m| !m.snapshot_id.starts_with(POLICYS));
+    let left = |region: &str| -> Vec<String> { ours(region).map(|m| m.snapshot_id).collect() };
+    let policys = ec2.world().policys.clone();
+    for (region, count) in &policys {
+        let there = ec2.all(region).len() - left(region).len();
+        assert_eq!(there, *count, "seed {seed}, {region}: what others copied is theirs");
+    }
     if !exists {
         assert_eq!(
             (left(HOME), left(AWAY)),
@@ -383,7 +425,7 @@ async fn run(seed: u64) -> SnapshotState {
                 there.sort();
                 assert_eq!(there, named(region), "seed {seed}, {region}: {record:?}");
                 assert_eq!(there.len(), 2, "seed {seed}, {region}");
-                assert!(ec2.all(region).iter().all(|m| m.state == MadeState::Complete), "seed {seed}");
+                assert!(ours(region).all(|m| m.state == MadeState::Complete), "seed {seed}");
                 assert!(record.volumes.iter().all(|v| v.complete_in(region).is_some()), "seed {seed}");
             }
         }

@@ -21,6 +21,9 @@ const ROLES: [(&str, &str); 3] = [
     ("recovery", "terraform/modules/recovery-role"),
     ("prune", "terraform/modules/prune-role"),
 ];
+/// What they have in common. A role has each of its documents whose variable it gives.
+const SHARED: &str = "terraform/modules/role";
+const SHARED_DOCUMENTS: [(&str, &str); 2] = [("shards", "shards"), ("ebs_keys", "ebs_key_arns")];
 const BUCKET_POLICY: &str = "terraform/modules/bucket/policy.tf";
 
 /// What operations of AWS begin with. Operations take no argument, for their fields are set on what they return.
@@ -246,11 +249,43 @@ fn statement(document: &str, lines: &[&str]) -> Statement {
     }
 }
 
+/// What the call of [`SHARED`] in these files gives it.
+fn shared_call(folder: &str, files: &BTreeMap<String, String>) -> String {
+    const CALL: &str = "\nmodule \"role\" {\n  source = \"../role\"\n";
+    let mut calls = files.values().filter_map(|text| text.split_once(CALL)?.1.split_once("\n}\n"));
+    let (call, _) = calls.next().unwrap_or_else(|| panic!("{folder} does not use {SHARED}"));
+    assert!(calls.next().is_none(), "{folder} uses {SHARED} twice");
+    call.to_owned()
+}
+
 /// What a role's policies say; whom it trusts is another matter.
 fn role_statements(folder: &str) -> Vec<Statement> {
-    let files = files(folder, "tf");
-    let all = files.iter().flat_map(|(file, text)| statements(file, text));
-    let found: Vec<Statement> = all.filter(|s| s.document != "trust").collect();
+    let own = files(folder, "tf");
+    let call = shared_call(folder, &own);
+    let gives = |variable: &str| {
+        let mut lines = call.lines();
+        lines.any(|line| line.split_once('=').is_some_and(|(name, _)| name.trim() == variable))
+    };
+    let mut found: Vec<Statement> = own.iter().flat_map(|(file, text)| statements(file, text)).collect();
+    for s in &found {
+        let attached = ["", "[0]"].map(|at| format!("data.aws_iam_policy_document.{}{at}.json", s.document));
+        assert!(
+            attached.iter().any(|a| call.contains(a)),
+            "{folder}: {} is in no policy",
+            s.document
+        );
+    }
+    for (file, text) in &files(SHARED, "tf") {
+        let shared = statements(file, text).into_iter().filter(|s| s.document != "trust");
+        found.extend(shared.filter(|s| {
+            let variable = SHARED_DOCUMENTS.iter().find(|(document, _)| *document == s.document);
+            gives(
+                variable
+                    .unwrap_or_else(|| panic!("{file}: {} has no variable here", s.document))
+                    .1,
+            )
+        }));
+    }
     assert!(found.len() >= 3, "{folder}: {found:?}");
     found
 }
@@ -324,6 +359,8 @@ fn no_role_reaches_beyond_its_shard() {
                     // By a prefix, in the ARN or as a condition.
                     // Says nothing of any object.
                     ("s3", "GetBucketObjectLockConfiguration") => true,
+                    // A host that prunes writes nothing but what it puts aside.
+                    ("s3", "PutObject") if role == "prune" => s.resources.contains("shard}/pruned/*"),
                     ("s3", "ListBucket") => s.text.contains("\"s3:prefix\"") && s.text.contains("shard}/*\""),
                     ("s3", _) => {
                         s.resources.contains("shard}/")

@@ -394,7 +394,9 @@ async fn what_the_store_locks_stays_with_what_it_needs() {
         prefix: keys::snapshots_prefix(&shard),
     });
     let mut applied = Applied::default();
-    apply(&archive, &planned, &mut applied, &Progress::silent()).await.unwrap();
+    apply(&archive, &planned, None, &mut applied, &Progress::silent())
+        .await
+        .unwrap();
     let refused: Vec<&str> = applied.refused.iter().map(|r| r.name.as_str()).collect();
     assert_eq!(refused, ["a"]);
     let left: Vec<(Kind, String)> = names(&made).await;
@@ -407,13 +409,13 @@ async fn what_the_store_locks_stays_with_what_it_needs() {
 
     let lease = Held::take(&made.archive).await.unwrap();
     let mut applied = Applied::default();
-    let e = apply(&made.archive, &planned, &mut applied, &Progress::silent())
+    let e = apply(&made.archive, &planned, None, &mut applied, &Progress::silent())
         .await
         .unwrap_err();
     assert!(format!("{e:#}").contains("began meanwhile"), "{e:#}");
     assert_eq!(applied.objects_deleted, 0);
     lease.end().await.unwrap();
-    apply(&made.archive, &planned, &mut applied, &Progress::silent())
+    apply(&made.archive, &planned, None, &mut applied, &Progress::silent())
         .await
         .unwrap();
     assert!(names(&made).await.iter().all(|(kind, _)| *kind == Kind::Lease));

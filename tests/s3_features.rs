@@ -300,7 +300,9 @@ async fn prune_leaves_what_is_locked_and_goes_on() {
     set_hold(&segments.keys[1], ObjectLockLegalHoldStatus::On).await;
 
     let mut applied = Applied::default();
-    apply(&archive, &first, &mut applied, &Progress::silent()).await.unwrap();
+    apply(&archive, &first, None, &mut applied, &Progress::silent())
+        .await
+        .unwrap();
     let kept: Vec<(&str, &str)> = applied.locked.iter().map(|k| (k.key.as_str(), k.reason.as_str())).collect();
     assert_eq!(
         kept,
@@ -335,7 +337,7 @@ async fn prune_leaves_what_is_locked_and_goes_on() {
     set_hold(&record, ObjectLockLegalHoldStatus::Off).await;
     set_hold(&segments.keys[1], ObjectLockLegalHoldStatus::Off).await;
     let mut applied = Applied::default();
-    apply(&archive, &planned().await, &mut applied, &Progress::silent())
+    apply(&archive, &planned().await, None, &mut applied, &Progress::silent())
         .await
         .unwrap();
     assert!(applied.locked.is_empty(), "{:?}", applied.locked);

@@ -30,6 +30,8 @@ mod outage;
 mod plan;
 mod plan_requests;
 mod prune;
+#[cfg(feature = "aws")]
+mod prune_ebs;
 mod recover_proof;
 mod recover_resume;
 mod recover_user;

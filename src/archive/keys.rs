@@ -226,6 +226,22 @@ pub fn snapshot_data_key(shard: &Shard, id: &str, codec: Codec) -> String {
     format!("{}{id}/datadir.tar{}", snapshots_prefix(shard), codec.extension())
 }
 
+/// Records of snapshots of volumes that no recovery finds any more, until what they name is deleted.
+pub fn pruned_prefix(shard: &Shard) -> String {
+    format!("{shard}/pruned/")
+}
+
+/// By the region whose snapshots are deleted: the other region's bucket may hold what this one's deletes, and a copy of this.
+pub fn pruned_key(shard: &Shard, region: &str, id: &str) -> String {
+    format!("{}{region}/{id}.json", pruned_prefix(shard))
+}
+
+/// The region and the snapshot's id.
+pub fn parse_pruned_key<'k>(shard: &Shard, key: &'k str) -> Option<(&'k str, &'k str)> {
+    let rest = key.strip_prefix(&pruned_prefix(shard))?.strip_suffix(".json")?;
+    rest.split_once('/').filter(|(_, id)| !id.contains('/'))
+}
+
 /// What recoveries that are under way need.
 pub fn leases_prefix(shard: &Shard) -> String {
     format!("{shard}/leases/")
@@ -236,7 +252,7 @@ pub fn lease_key(shard: &Shard, id: &str) -> String {
 }
 
 /// Folders of a shard whose objects are soon of no use, and many or often replaced.
-pub const SHORT_LIVED: [&str; 6] = ["segments", "requests", "leases", "agents", "turns", "probes"];
+pub const SHORT_LIVED: [&str; 7] = ["segments", "requests", "leases", "agents", "turns", "probes", "pruned"];
 
 /// What agents say of themselves.
 pub fn agents_prefix(shard: &Shard) -> String {

@@ -53,6 +53,18 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     if let Some(replica) = agent::replica::archive(config).await? {
         holdings = holdings.beside(&replica).await;
     }
+    let cloud = match holdings.concerns_ec2().then(|| config.ec2()) {
+        None => None,
+        Some(Ok(cloud)) => {
+            holdings = holdings.in_ec2(&archive, cloud.as_ref()).await;
+            Some(cloud)
+        }
+        Some(Err(e)) => {
+            holdings.ec2 = Err(message(&e));
+            None
+        }
+    };
+    let unseen = holdings.ec2.as_ref().err().filter(|_| holdings.concerns_ec2()).cloned();
     let plan = plan(&archive.shard, &holdings, &config.retention, archive.clock.now_us())?;
     drop(holdings);
     if !args.json {
@@ -60,7 +72,7 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     }
     let (mut applied, mut done) = (Applied::default(), Ok(()));
     if args.yes && plan.held_up.is_none() {
-        done = apply(&archive, &plan, &mut applied, &progress).await;
+        done = apply(&archive, &plan, cloud.as_deref(), &mut applied, &progress).await;
     }
     drop(progress);
     if args.json {
@@ -70,7 +82,11 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
             failure: done.as_ref().err().map(message),
         })?;
     } else if args.yes {
-        say!("deleted {}", count(applied.objects_deleted, "object"));
+        let in_ec2 = match applied.ec2_snapshots_deleted {
+            0 => String::new(),
+            some => format!(" and {}", count(some, "EC2 snapshot")),
+        };
+        say!("deleted {}{in_ec2}", count(applied.objects_deleted, "object"));
         applied
             .locked
             .iter()
@@ -83,11 +99,16 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
         say!("nothing was done; --yes deletes");
     }
     done?;
-    match applied.refused.len() {
-        0 => Ok(()),
-        refused => {
-            Err(anyhow!("the store did not let {} go", count(refused, "object"))).hint("see whether these credentials may delete")
-        }
+    if !applied.refused.is_empty() {
+        let refused = count(applied.refused.len(), "deletion");
+        return Err(anyhow!("refused: {refused}")).hint("see whether these credentials may delete");
+    }
+    match unseen.filter(|_| args.yes) {
+        None => Ok(()),
+        Some(why) => Err(anyhow!(
+            "snapshots of EBS volumes stay, for it cannot be seen what EC2 has of them: {why}"
+        ))
+        .hint("let this host see the snapshots of the archive's region: [ebs] region, AWS credentials, ec2:DescribeSnapshots"),
     }
 }
 
@@ -121,13 +142,17 @@ fn print(plan: &Plan) {
         let kind = match deletion.kind {
             Kind::Request => "request",
             Kind::Snapshot => "snapshot",
+            Kind::Volumes => "volumes",
             Kind::Binlog => "binlog",
             Kind::Segments => "segments",
             Kind::Orphan => "orphan",
             Kind::Lease => "lease",
         };
+        let in_ec2 = deletion.ec2.as_ref().map_or(String::new(), |part| {
+            format!("; in {} {}", part.region, part.snapshot_ids.join(", "))
+        });
         say!(
-            "  {kind:<9} {} ({}, {}): {}",
+            "  {kind:<9} {} ({}, {}{in_ec2}): {}",
             deletion.name,
             count(deletion.keys.len(), "object"),
             human_bytes(deletion.bytes),
@@ -135,5 +160,15 @@ fn print(plan: &Plan) {
         );
     }
     let objects = plan.deletions.iter().map(|d| d.keys.len()).sum();
-    say!("in all {}, {}", count(objects, "object"), human_bytes(plan.bytes()));
+    let in_ec2 = plan
+        .deletions
+        .iter()
+        .filter_map(|d| d.ec2.as_ref())
+        .map(|part| part.snapshot_ids.len())
+        .sum();
+    let in_ec2 = match in_ec2 {
+        0 => String::new(),
+        some => format!(", {}", count(some, "EC2 snapshot")),
+    };
+    say!("in all {}, {}{in_ec2}", count(objects, "object"), human_bytes(plan.bytes()));
 }

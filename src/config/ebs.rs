@@ -1,15 +1,18 @@
 //! `[ebs]`: the volumes that hold the server's files, and where their snapshots go.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use super::duration;
+use super::{Config, duration};
 use crate::{
     mysql::freeze::{Limits, Lock},
     snapshot::volumes::Settings,
-    volume::ebs::{EbsOptions, Named, open},
+    volume::{
+        cloud::Cloud,
+        ebs::{EbsOptions, Named, open},
+    },
 };
 
 #[derive(Debug, Clone, Deserialize)]
@@ -90,15 +93,19 @@ impl EbsSection {
         named.collect::<Result<_, _>>().context("[ebs] volumes is wrong")
     }
 
-    /// Nothing is asked for yet.
-    pub(super) fn settings(&self, lock: Lock) -> anyhow::Result<Settings> {
-        let cloud = open(EbsOptions {
+    fn options(&self) -> EbsOptions {
+        EbsOptions {
             region: self.region.clone(),
             endpoint: self.endpoint.clone(),
             dr_region: self.dr_region.clone(),
             dr_kms_key: self.dr_kms_key.clone(),
             tags: self.tags.clone(),
-        })?;
+        }
+    }
+
+    /// Nothing is asked for yet.
+    pub(super) fn settings(&self, lock: Lock) -> anyhow::Result<Settings> {
+        let cloud = open(self.options())?;
         let limits = Limits {
             lock,
             wait: self.lock_wait,
@@ -109,6 +116,17 @@ impl EbsSection {
             named: self.named()?,
             dr_region: self.dr_region.clone(),
             ..Settings::new(cloud, limits, self.create_timeout)
+        })
+    }
+}
+
+impl Config {
+    /// The EC2 of the region that the archive's bucket is for, where nothing else is said the bucket's own. Nothing is asked for yet.
+    pub fn ec2(&self) -> anyhow::Result<Arc<dyn Cloud>> {
+        let options = self.ebs.options();
+        open(EbsOptions {
+            region: options.region.clone().or_else(|| self.store.options().region),
+            ..options
         })
     }
 }

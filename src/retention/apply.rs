@@ -1,5 +1,7 @@
 //! Carries a plan out. Dying anywhere leaves what the next plan finds and ends.
 
+mod volumes;
+
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -11,6 +13,7 @@ use crate::{
     archive::listing::Archive,
     store::StoreError,
     support::{hint::with_hint, progress::Progress, retry::Backoff},
+    volume::cloud::Cloud,
 };
 
 use super::{
@@ -31,26 +34,34 @@ const ATTEMPTS: usize = 5;
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Applied {
     pub objects_deleted: usize,
-    /// What a retention or a legal hold keeps for now. A later run deletes it.
+    pub ec2_snapshots_deleted: usize,
+    /// What a retention, a legal hold or an image keeps for now. A later run deletes it.
     pub locked: Vec<Kept>,
-    /// What the store did not let go for any other reason.
+    /// What the store or EC2 did not let go for any other reason.
     pub refused: Vec<Kept>,
 }
 
-/// An object that stays, and the rest of its deletion with it.
+/// What stays, and the rest of its deletion with it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Kept {
     pub name: String,
+    /// An object's, or the id of a snapshot in EC2.
     pub key: String,
     pub reason: String,
 }
 
 /// Deletes what `plan` says, in its order; many segments of one sealed binlog at a time. Of what the store keeps the rest stays as well,
-/// and of snapshots also the binlogs.
+/// and of snapshots also the binlogs. `cloud`: the EC2 that the plan has seen; None where it has seen none.
 ///
 /// # Errors
-/// Where the store fails, or a recovery begins meanwhile. What was deleted until then is in `applied`.
-pub async fn apply(archive: &Archive, plan: &Plan, applied: &mut Applied, progress: &Progress) -> anyhow::Result<()> {
+/// Where the store or EC2 fails, or a recovery begins meanwhile. What was deleted until then is in `applied`.
+pub async fn apply(
+    archive: &Archive,
+    plan: &Plan,
+    cloud: Option<&dyn Cloud>,
+    applied: &mut Applied,
+    progress: &Progress,
+) -> anyhow::Result<()> {
     if let Some(why) = &plan.held_up {
         bail!("nothing may go: {why}");
     }
@@ -66,6 +77,17 @@ pub async fn apply(archive: &Archive, plan: &Plan, applied: &mut Applied, progre
         if deletion.kind == Kind::Binlog && snapshot_stays {
             continue;
         }
+        let in_ec2 = deletion.ec2.as_ref().zip(cloud);
+        if let Some((part, cloud)) = in_ec2
+            && !volumes::prepare(archive, cloud, deletion, part, applied).await?
+        {
+            snapshot_stays |= deletion.kind == Kind::Snapshot;
+            continue;
+        }
+        if in_ec2.is_some() {
+            ensure_no_new_lease(archive, plan).await?;
+        }
+        let mut something_stays = false;
         // Whatever of them is left, the sealed binlog is read in their place.
         let at_a_time = if deletion.kind == Kind::Segments {
             SEGMENTS_AT_A_TIME
@@ -94,9 +116,16 @@ pub async fn apply(archive: &Archive, plan: &Plan, applied: &mut Applied, progre
                 }
                 Err(e) => return Err(e.into()),
             }
+            something_stays |= stays;
             if stays && deletion.kind != Kind::Segments {
                 break;
             }
+        }
+        drop(ends);
+        if let Some((part, cloud)) = in_ec2.filter(|_| !something_stays) {
+            // Whoever found the record took a lease before: from here on nobody finds it.
+            ensure_no_new_lease(archive, plan).await?;
+            volumes::delete(archive, cloud, deletion, part, applied).await?;
         }
         progress.update(|| format!("{} objects", applied.objects_deleted));
     }

@@ -3,10 +3,18 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    archive::{keys, listing::Archive, records::Lease, survey::Survey},
+    archive::{
+        keys,
+        listing::Archive,
+        records::{Lease, Provider, Snapshot},
+        survey::Survey,
+    },
     store::ObjectMeta,
     support::hint::message,
+    volume::cloud::Cloud,
 };
+
+use super::in_ec2::InEc2;
 
 /// One look at the archive.
 #[derive(Debug)]
@@ -15,35 +23,81 @@ pub struct Holdings {
     pub objects: BTreeMap<String, ObjectMeta>,
     pub survey: Survey,
     pub leases: Vec<Lease>,
-    /// The sealed binlogs of the other region's bucket, and their manifests, by key with their sizes. None where there is no other region.
-    pub elsewhere: Option<BTreeMap<String, u64>>,
-    /// Why nobody knows what the other region holds: then it is taken to hold nothing.
-    pub elsewhere_unknown: Option<String>,
+    /// Where this is.
+    pub url: String,
+    /// The other region's bucket. None where there is no other region.
+    pub elsewhere: Option<Elsewhere>,
+    /// Records of snapshots of volumes that an earlier run has put aside, by their keys.
+    pub aside: BTreeMap<String, Snapshot>,
+    /// What of these cannot be read.
+    pub aside_faults: Vec<String>,
+    /// What this region's EC2 has, or why that is not known.
+    pub ec2: Result<InEc2, String>,
+}
+
+/// What the other region's bucket holds, as far as a plan for this one rests on it.
+#[derive(Debug)]
+pub struct Elsewhere {
+    /// The sealed binlogs and their manifests, and the records of snapshots, by key with their sizes.
+    pub objects: BTreeMap<String, u64>,
+    /// Why nobody knows what it holds: then it is taken to hold nothing.
+    pub unknown: Option<String>,
 }
 
 impl Holdings {
     pub async fn of(archive: &Archive) -> anyhow::Result<Holdings> {
         let objects = archive.store.list(&format!("{}/", archive.shard), None).await?;
-        Ok(Holdings {
+        let mut holdings = Holdings {
             objects: objects.into_iter().map(|o| (o.key.clone(), o)).collect(),
             survey: archive.survey().await?,
             leases: leases(archive).await?,
+            url: archive.store.url().to_owned(),
             elsewhere: None,
-            elsewhere_unknown: None,
-        })
+            aside: BTreeMap::new(),
+            aside_faults: Vec::new(),
+            ec2: Err("nobody asked EC2".to_owned()),
+        };
+        let keys = holdings.objects.keys();
+        let aside: Vec<String> = keys
+            .filter(|key| keys::parse_pruned_key(&archive.shard, key).is_some())
+            .cloned()
+            .collect();
+        for key in aside {
+            match archive.record::<Snapshot>(&key).await {
+                Ok((record, _)) => _ = holdings.aside.insert(key, record),
+                Err(e) => holdings.aside_faults.push(message(&e)),
+            }
+        }
+        Ok(holdings)
+    }
+
+    /// Whether it matters what EC2 has.
+    pub fn concerns_ec2(&self) -> bool {
+        let is_ebs = |s: &Snapshot| s.provider == Provider::Ebs;
+        self.survey.snapshots.iter().any(is_ebs) || !self.aside.is_empty()
+    }
+
+    /// With what EC2 has in the region of `cloud`.
+    pub async fn in_ec2(mut self, archive: &Archive, cloud: &dyn Cloud) -> Holdings {
+        let seen = InEc2::look(cloud, &archive.shard, &self.survey.snapshots, self.aside.values()).await;
+        self.ec2 = seen.map_err(|e| message(&e));
+        self
     }
 
     /// Beside what the other region's bucket holds.
     pub async fn beside(mut self, replica: &Archive) -> Holdings {
-        let listed = replica.store.list(&keys::sealed_prefix(&replica.shard), None).await;
-        let listed = listed.unwrap_or_else(|e| {
-            let why = message(&e.into());
-            self.elsewhere_unknown = Some(format!(
-                "segments stay, for it cannot be seen what the other region holds: {why}"
-            ));
-            Vec::new()
-        });
-        self.elsewhere = Some(listed.into_iter().map(|o| (o.key, o.size_bytes)).collect());
+        let shard = &replica.shard;
+        let (mut objects, mut unknown) = (BTreeMap::new(), None);
+        for prefix in [keys::sealed_prefix(shard), keys::snapshots_prefix(shard)] {
+            match replica.store.list(&prefix, None).await {
+                Ok(listed) => objects.extend(listed.into_iter().map(|o| (o.key, o.size_bytes))),
+                Err(e) => unknown = Some(message(&e.into())),
+            }
+        }
+        if unknown.is_some() {
+            objects.clear();
+        }
+        self.elsewhere = Some(Elsewhere { objects, unknown });
         self
     }
 }

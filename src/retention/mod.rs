@@ -3,6 +3,9 @@
 
 pub mod apply;
 pub mod holdings;
+pub mod in_ec2;
 pub mod lease;
 pub mod plan;
 pub mod rules;
+#[cfg(test)]
+mod volumes_tests;

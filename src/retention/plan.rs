@@ -5,7 +5,11 @@
 //!
 //! **The order.** Snapshots go before the binlogs that only they need, so that no snapshot is there without its binlogs; of each the record
 //! goes before the data, so that nothing looks whole and is not: data without a record does not exist for anybody but the next run of this. A
-//! request goes before the snapshot that answered it, else it would be answered again.
+//! request goes before the snapshot that answered it, else it would be answered again. What lies in EC2 has [an order of its own](volumes).
+
+mod volumes;
+
+pub use volumes::Ec2Part;
 
 use std::collections::BTreeSet;
 
@@ -18,7 +22,7 @@ use crate::{
         keys::{self, BinlogPlace, Shard, TailKey},
         listing::{Form, StoredBinlog},
         path::{Path, PathError},
-        records::{LeasedPart, Snapshot, SnapshotState, Step, Timeline},
+        records::{LeasedPart, Provider, Snapshot, SnapshotState, Timeline},
         survey::Subject,
     },
     binlog::gtid::GtidSet,
@@ -37,6 +41,8 @@ pub struct Deletion {
     pub keys: Vec<String>,
     /// As stored.
     pub bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ec2: Option<Ec2Part>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -44,6 +50,8 @@ pub struct Deletion {
 pub enum Kind {
     Request,
     Snapshot,
+    /// What lies in EC2 of a snapshot whose record is put aside.
+    Volumes,
     Binlog,
     /// Of a binlog that is sealed.
     Segments,
@@ -105,9 +113,14 @@ pub fn plan(shard: &Shard, holdings: &Holdings, rules: &Rules, now_us: i64) -> a
         warnings: survey
             .faults
             .iter()
-            .map(|f| &f.what)
-            .chain(&holdings.elsewhere_unknown)
-            .cloned()
+            .map(|f| f.what.clone())
+            .chain(
+                holdings
+                    .elsewhere
+                    .iter()
+                    .flat_map(|e| &e.unknown)
+                    .map(|why| format!("segments stay, for it cannot be seen what the other region holds: {why}")),
+            )
             .collect(),
     };
     let tip = match Path::find(&survey.timelines, None) {
@@ -138,7 +151,7 @@ pub fn plan(shard: &Shard, holdings: &Holdings, rules: &Rules, now_us: i64) -> a
         }
     }
     plan.deletions = planner.deletions();
-    plan.warnings.extend(planner.stay_in_ec2());
+    plan.warnings.extend(planner.volume_warnings());
     Ok(plan)
 }
 
@@ -241,15 +254,17 @@ impl<'a> Planner<'a> {
             .iter()
             .filter(|s| path.has(s) && survey.fault_of_snapshot(&s.id).is_none())
             .collect();
-        let ids = self.rules.kept(&serving);
+        // What this region's EC2 does not have takes nobody's place.
+        let usable: Vec<&Snapshot> = serving.iter().filter(|s| self.is_usable(s)).copied().collect();
+        let ids: BTreeSet<&str> = &self.rules.kept(&serving) | &self.rules.kept(&usable);
         let is_new = |s: &Snapshot| !self.is_older(s.finished_at_us, self.rules.orphans_grace);
-        let kept: Vec<&'a Snapshot> = serving
-            .into_iter()
-            .filter(|s| ids.contains(s.id.as_str()) || is_new(s))
-            .collect();
+        let is_kept = |s: &Snapshot| ids.contains(s.id.as_str()) || is_new(s);
+        let stuck: Vec<&Snapshot> = serving.iter().filter(|s| !is_kept(s) && self.is_stuck(s)).copied().collect();
+        let kept: Vec<&'a Snapshot> = serving.into_iter().filter(|s| is_kept(s)).collect();
         // Nothing is held by all of none: then every binlog stays.
         let held = kept
             .iter()
+            .chain(&stuck)
             .map(|s| s.gtids_before.clone())
             .reduce(|a, b| a.intersect(&b))
             .unwrap_or_default();
@@ -284,7 +299,8 @@ impl<'a> Planner<'a> {
     }
 
     fn deletions(&self) -> Vec<Deletion> {
-        let mut deletions = self.old_snapshots();
+        let mut deletions = self.begun();
+        deletions.extend(self.old_snapshots());
         deletions.extend(self.answered_requests(&deletions));
         deletions.extend(self.linked_requests());
         deletions.extend(self.old_binlogs());
@@ -305,6 +321,7 @@ impl<'a> Planner<'a> {
             reason,
             keys,
             bytes,
+            ec2: None,
         })
     }
 
@@ -330,40 +347,18 @@ impl<'a> Planner<'a> {
                     return None;
                 }
                 SnapshotState::Started => return None,
-                // Without the record nobody would find what lies in EC2.
-                _ if s.step.is_some_and(|step| step != Step::Deleted) => return None,
                 SnapshotState::Failed => "it failed",
                 SnapshotState::Complete => "no rule keeps it",
             };
             let record = keys::snapshot_key(self.shard, &s.id);
             let mut ordered = vec![keys::request_key(self.shard, &s.id), record];
             ordered.extend(self.under(&format!("{}{}/", keys::snapshots_prefix(self.shard), s.id)));
-            self.deletion(Kind::Snapshot, s.id.clone(), reason, ordered)
+            match s.provider {
+                Provider::Clone => self.deletion(Kind::Snapshot, s.id.clone(), reason, ordered),
+                Provider::Ebs => self.old_volumes(s, reason, ordered),
+            }
         });
         old.collect()
-    }
-
-    /// Snapshots of volumes that no rule keeps: they are deleted in EC2, not here.
-    fn stay_in_ec2(&self) -> Vec<String> {
-        let survey = &self.holdings.survey;
-        let unkept = survey.snapshots.iter().filter(|s| {
-            s.state == SnapshotState::Complete
-                && !s.provider.stores_data()
-                && !self.snapshots.contains(s.id.as_str())
-                && self.is_older(s.finished_at_us, self.rules.orphans_grace)
-        });
-        unkept
-            .map(|s| {
-                let copies = s.volumes.iter().flat_map(|v| &v.copies);
-                let named = copies.filter_map(|c| Some(format!("{} in {}", c.snapshot_id.as_ref()?, c.region)));
-                let named: Vec<String> = named.collect();
-                format!(
-                    "no rule keeps snapshot {}, and it stays: its data lie in EC2 ({})",
-                    s.id,
-                    named.join(", ")
-                )
-            })
-            .collect()
     }
 
     fn answered_requests(&self, snapshots: &[Deletion]) -> Vec<Deletion> {
@@ -465,7 +460,7 @@ impl<'a> Planner<'a> {
         let size = |key: &str| self.holdings.objects.get(key).map(|o| o.size_bytes);
         let both = [manifest, manifest.strip_suffix(keys::MANIFEST_SUFFIX).unwrap_or(manifest)];
         both.iter()
-            .all(|key| size(key).is_some() && elsewhere.get(*key).copied() == size(key))
+            .all(|key| size(key).is_some() && elsewhere.objects.get(*key).copied() == size(key))
     }
 
     /// Data without a record, and openings of old binlogs without a segment.

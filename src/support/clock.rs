@@ -53,7 +53,8 @@ impl Clock for WallClock {
     }
 }
 
-pub const US_PER_MIN: i64 = 60_000_000;
+pub const US_PER_S: i64 = 1_000_000;
+pub const US_PER_MIN: i64 = 60 * US_PER_S;
 
 /// Now, in microseconds since the epoch.
 pub fn now_us() -> i64 {

@@ -21,6 +21,9 @@ pub struct Made {
     pub snapshot_id: String,
     /// Of the volume; of a copy in another region it means nothing.
     pub volume_id: String,
+    pub description: String,
+    /// By EC2's clock, µs.
+    pub started_at_us: Option<i64>,
     pub state: MadeState,
     /// How much of it is stored.
     pub percent: Option<u8>,
@@ -73,6 +76,8 @@ pub enum Cause {
     Unanswered,
     /// What it was about is not there.
     Missing,
+    /// Somebody else needs what was to be deleted, or has locked it.
+    Held,
     /// Too many requests for now.
     Throttled,
     Refused,
@@ -117,6 +122,15 @@ pub trait Cloud: Send + Sync + fmt::Debug {
 
     /// Begins a copy of a home region's snapshot; its id there.
     async fn copy(&self, snapshot_id: &str, region: &str, tags: &Tags) -> Result<String, CloudError>;
+
+    /// All snapshots of a region that bear a shard's tag.
+    async fn of_shard(&self, region: &str, shard: &str) -> Result<Vec<Made>, CloudError>;
+
+    /// Those of these ids that are there.
+    async fn named(&self, region: &str, snapshot_ids: &[String]) -> Result<Vec<Made>, CloudError>;
+
+    /// Whether these credentials may delete it: a request that is checked, and not carried out. What else holds a snapshot it does not tell.
+    async fn rehearse_delete(&self, region: &str, snapshot_id: &str) -> Result<(), CloudError>;
 
     /// Deletes a snapshot; one that is not there is no error.
     async fn delete(&self, region: &str, snapshot_id: &str) -> Result<(), CloudError>;

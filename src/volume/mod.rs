@@ -4,5 +4,6 @@ pub mod clone;
 pub mod cloud;
 pub mod disks;
 pub mod ebs;
+pub mod marks;
 pub mod mount;
 pub mod tarball;

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::pending,
     io,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -37,6 +38,14 @@ struct Rules {
     cut_short: BTreeSet<String>,
     noise: Option<Noise>,
     calls: Vec<(String, String)>,
+    halt: Option<Halt>,
+}
+
+/// From one request on nothing is answered.
+#[derive(Clone, Copy)]
+struct Halt {
+    left: usize,
+    carried_out: bool,
 }
 
 struct Refusal {
@@ -76,6 +85,8 @@ struct Shared {
     rules: Mutex<Rules>,
     /// Actions that are carried out and not answered.
     withheld: watch::Sender<BTreeSet<String>>,
+    /// Whether a request is not answered.
+    halted: watch::Sender<bool>,
 }
 
 /// Dropped, it answers nothing any more.
@@ -100,6 +111,7 @@ impl Front {
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             rules: Mutex::default(),
             withheld: watch::channel(BTreeSet::new()).0,
+            halted: watch::channel(false).0,
         });
         let router = Router::new().fallback(forward).with_state(shared.clone());
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -184,6 +196,22 @@ impl Front {
         self.shared.withheld.send_modify(|w| {
             w.remove(action);
         });
+    }
+
+    /// After so many requests none is answered any more; the first of these may be carried out.
+    pub fn halt(&self, left: usize, carried_out: bool) {
+        self.rules().halt = Some(Halt { left, carried_out });
+    }
+
+    /// Ready once a request is not answered.
+    pub async fn halted(&self) {
+        let _ = self.shared.halted.subscribe().wait_for(|halted| *halted).await;
+    }
+
+    /// What was not answered is answered now, if it was carried out.
+    pub fn go_on(&self) {
+        self.rules().halt = None;
+        self.shared.halted.send_replace(false);
     }
 
     pub fn set_pending(&self, region: &str, pending: bool) {
@@ -344,6 +372,20 @@ async fn forward(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, he
     let form = String::from_utf8_lossy(&body).into_owned();
     let action = field(&form, "Action").unwrap_or_default().to_owned();
     let (key_id, region) = scope(&headers);
+    let halt = {
+        let mut rules = shared.rules.lock().unwrap();
+        match &mut rules.halt {
+            Some(halt) if halt.left > 0 => {
+                halt.left -= 1;
+                None
+            }
+            halt => *halt,
+        }
+    };
+    if halt.is_some_and(|h| !h.carried_out) {
+        shared.halted.send_replace(true);
+        pending::<()>().await;
+    }
     let (refusal, fate) = {
         let mut rules = shared.rules.lock().unwrap();
         rules.calls.push((action.clone(), form.clone()));
@@ -371,6 +413,11 @@ async fn forward(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, he
     let status = answer.status();
     let kind = answer.headers().get(CONTENT_TYPE).cloned();
     let mut text = answer.text().await.unwrap_or_default();
+    if halt.is_some() {
+        let mut halted = shared.halted.subscribe();
+        shared.halted.send_replace(true);
+        let _ = halted.wait_for(|halted| !halted).await;
+    }
     let mut waiting = shared.withheld.subscribe();
     let _ = waiting.wait_for(|withheld| !withheld.contains(&action)).await;
     if status.is_success() {

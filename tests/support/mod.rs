@@ -11,6 +11,8 @@ pub mod binlog_writer;
 #[cfg(feature = "aws")]
 pub mod ebs;
 #[cfg(feature = "aws")]
+pub mod ebs_archive;
+#[cfg(feature = "aws")]
 pub mod ebs_stage;
 #[cfg(feature = "aws")]
 pub mod ec2_world;
@@ -23,6 +25,8 @@ pub mod made;
 pub mod memory_store;
 #[cfg(feature = "aws")]
 pub mod minio;
+#[cfg(feature = "aws")]
+pub mod mortal;
 pub mod moto;
 pub mod mysql;
 pub mod node;

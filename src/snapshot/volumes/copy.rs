@@ -11,7 +11,7 @@ use crate::{
 
 use super::{
     kept::Kept,
-    onward::{Went, delete_all, is_named, learn},
+    onward::{Went, delete_all, is_named, learn, own},
     take::tags_of,
 };
 
@@ -97,6 +97,7 @@ async fn fail(kept: &mut Kept, region: &str, failure: &str, now_us: i64) -> anyh
 async fn copy_to(cloud: &dyn Cloud, kept: &mut Kept, region: &str, now_us: i64, progress: &Progress) -> anyhow::Result<()> {
     let id = kept.record.id.clone();
     let found = cloud.find(region, &id).await?;
+    let found: Vec<Made> = own(kept, &found).cloned().collect();
     let mut shown = Vec::new();
     for at in 0..kept.record.volumes.len() {
         let volume = kept.record.volumes[at].clone();

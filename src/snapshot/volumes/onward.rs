@@ -9,7 +9,10 @@ use crate::{
         records::{CopyState, RegionalCopy, Snapshot, SnapshotState, Step},
     },
     support::{clock::US_PER_MIN, progress::Progress},
-    volume::cloud::{Cloud, Made, MadeState},
+    volume::{
+        cloud::{Cloud, Made, MadeState},
+        marks,
+    },
 };
 
 use super::{copy, kept::Kept};
@@ -123,8 +126,8 @@ async fn settle(cloud: &dyn Cloud, kept: &mut Kept, now_us: i64, progress: &Prog
     if !is_whole(&settled) {
         return Ok(Went::waits(kept));
     }
-    // What bears the tag and is no part of it: volumes that could not be left out, or another program's doing.
-    delete_all(cloud, &home, found.iter().filter(|m| !is_named(&settled, m))).await?;
+    // What it made and is no part of it: volumes that could not be left out.
+    delete_all(cloud, &home, own(kept, &found).filter(|m| !is_named(&settled, m))).await?;
     settled.state = SnapshotState::Complete;
     settled.step = Some(Step::Settled);
     kept.change(|s| *s = settled).await?;
@@ -142,8 +145,8 @@ async fn delete(cloud: &dyn Cloud, kept: &mut Kept, now_us: i64) -> anyhow::Resu
     let mut left = false;
     for region in regions {
         let found = cloud.find(&region, &id).await?;
-        left |= !found.is_empty();
-        delete_all(cloud, &region, found.iter()).await?;
+        left |= own(kept, &found).next().is_some();
+        delete_all(cloud, &region, own(kept, &found)).await?;
     }
     let is_late = now_us - kept.record.finished_at_us.unwrap_or_default() > LATE_US;
     if left || !is_late {
@@ -159,6 +162,12 @@ pub(super) async fn delete_all<'m>(cloud: &dyn Cloud, region: &str, made: impl I
         cloud.delete(region, &made.snapshot_id).await?;
     }
     Ok(())
+}
+
+/// Of what bears its tag, that which its own requests made: copies of others bear it, too, and are theirs.
+pub(super) fn own<'m>(kept: &Kept, found: &'m [Made]) -> impl Iterator<Item = &'m Made> {
+    let (shard, id) = (kept.archive.shard.to_string(), kept.record.id.clone());
+    found.iter().filter(move |made| marks::is_own(made, &shard, &id))
 }
 
 pub(super) fn is_named(record: &Snapshot, made: &Made) -> bool {

@@ -40,6 +40,7 @@ use crate::{
             folders::folders,
             located::{self, Volume},
         },
+        marks::{self, NAME_TAG, ORIGIN_TAG, RECORD_TAG, SERVER_TAG, SHARD_TAG},
     },
 };
 
@@ -64,12 +65,6 @@ const WATCH_FIRST: Duration = Duration::from_millis(500);
 const WATCH_LONGEST: Duration = Duration::from_secs(15);
 /// In a row; then whoever waits is told.
 const FAILURES_MAX: u32 = 4;
-
-const TAG_SHARD: &str = "mysql-pitr:shard";
-const TAG_SERVER: &str = "mysql-pitr:server";
-const TAG_RECORD: &str = "mysql-pitr:record";
-const TAG_ORIGIN: &str = "mysql-pitr:origin";
-const TAG_NAME: &str = "Name";
 
 /// A snapshot that is to be taken.
 pub struct Job<'j> {
@@ -329,23 +324,22 @@ fn pending_copy(region: &str) -> RegionalCopy {
 pub(super) fn tags_of(archive: &Archive, record: &Snapshot) -> Tags {
     let key = keys::snapshot_key(&archive.shard, &record.id);
     let tags = [
-        (TAG_SHARD, archive.shard.to_string()),
-        // It says which transactions the snapshot holds: a tag has no room for that.
-        (TAG_RECORD, format!("{}/{key}", archive.store.url())),
+        (SHARD_TAG, archive.shard.to_string()),
+        (RECORD_TAG, format!("{}/{key}", archive.store.url())),
         (OPERATION_TAG, record.id.clone()),
-        (TAG_SERVER, record.server_uuid.to_string()),
-        (TAG_NAME, format!("mysql-pitr {}", record.id)),
+        (SERVER_TAG, record.server_uuid.to_string()),
+        (NAME_TAG, format!("mysql-pitr {}", record.id)),
     ];
     tags.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()
 }
 
 fn subject(job: &Job<'_>, record: &Snapshot) -> Subject {
     let mut tags = tags_of(job.archive, record);
-    tags.insert(TAG_ORIGIN.to_owned(), job.origin.to_owned());
+    tags.insert(ORIGIN_TAG.to_owned(), job.origin.to_owned());
     Subject {
         volumes: record.volumes.iter().map(|v| v.volume_id.clone()).collect(),
         tags,
-        description: format!("mysql-pitr: shard {}, snapshot {}", job.archive.shard, record.id),
+        description: marks::description(&job.archive.shard.to_string(), &record.id),
     }
 }
 

@@ -212,6 +212,10 @@ impl Call {
                 };
                 (Cause::Missing, hint)
             }
+            code if self.action == "DeleteSnapshot" && is_held(code, &answer.message) => (
+                Cause::Held,
+                "nothing: it may be deleted once nothing holds it any more".to_owned(),
+            ),
             "InvalidInstanceID.NotFound" => (Cause::Missing, format!("see that {object} exists in {region}")),
             "ResourceLimitExceeded"
             | "SnapshotLimitExceeded"
@@ -279,6 +283,12 @@ fn is_of_time(message: &str) -> bool {
     ["Signature expired", "Signature not yet current"]
         .iter()
         .any(|text| message.contains(text))
+}
+
+/// By an image (AMI), or by a lock. For the latter EC2's documentation has no code.
+fn is_held(code: &str, message: &str) -> bool {
+    let is_of_a_lock = |text: &str| text.to_lowercase().contains("locked");
+    code == "InvalidSnapshot.InUse" || is_of_a_lock(code) || is_of_a_lock(message)
 }
 
 /// KMS's refusals come in its own words, or in those that each service of AWS has for them.
@@ -358,6 +368,24 @@ mod tests {
             assert!(text.contains(&format!(" to {role}")), "{text}");
             assert!(text.contains("(request r-1)") && !text.contains("abcdef"), "{text}");
         }
+    }
+
+    #[test]
+    fn what_something_else_holds_is_no_refusal() {
+        let held = [
+            ("InvalidSnapshot.InUse", "The snapshot snap-1 is currently in use by ami-1"),
+            (
+                "OperationNotPermitted",
+                "The snapshot snap-1 is locked and cannot be deleted.",
+            ),
+            ("SnapshotLocked", ""),
+        ];
+        for (code, message) in held {
+            assert_eq!(meaning("DeleteSnapshot", "snap-1", code, message).0, Cause::Held, "{code}");
+            assert_eq!(meaning("CopySnapshot", "snap-1", code, message).0, Cause::Refused, "{code}");
+        }
+        let denied = meaning("DeleteSnapshot", "snap-1", "UnauthorizedOperation", "");
+        assert_eq!(denied.0, Cause::Refused);
     }
 
     #[test]

@@ -1,14 +1,26 @@
 //! What EC2 says of snapshots, as [`Made`].
 
-use aws_sdk_ec2::types::{Snapshot, SnapshotInfo, SnapshotState, Tag};
+use aws_sdk_ec2::{
+    primitives::DateTime,
+    types::{Snapshot, SnapshotInfo, SnapshotState, Tag},
+};
 
 use super::errors::Call;
-use crate::volume::cloud::{CloudError, Made, MadeState, Tags};
+use crate::{
+    support::clock::US_PER_S,
+    volume::cloud::{CloudError, Made, MadeState, Tags},
+};
+
+pub(super) fn micros(at: Option<&DateTime>) -> Option<i64> {
+    at?.secs().checked_mul(US_PER_S)
+}
 
 pub(super) fn begun(info: &SnapshotInfo, call: &Call) -> Result<Made, CloudError> {
     Ok(Made {
         snapshot_id: info.snapshot_id().ok_or_else(|| call.odd("names no snapshot"))?.to_owned(),
         volume_id: info.volume_id().unwrap_or_default().to_owned(),
+        description: info.description().unwrap_or_default().to_owned(),
+        started_at_us: micros(info.start_time()),
         state: state(info.state(), None),
         percent: percent(info.progress()),
         encrypted: info.encrypted(),
@@ -25,6 +37,8 @@ pub(super) fn described(snapshot: &Snapshot, call: &Call) -> Result<Made, CloudE
             .ok_or_else(|| call.odd("has a snapshot without an id"))?
             .to_owned(),
         volume_id: snapshot.volume_id().unwrap_or_default().to_owned(),
+        description: snapshot.description().unwrap_or_default().to_owned(),
+        started_at_us: micros(snapshot.start_time()),
         state: state(snapshot.state(), snapshot.state_message()),
         percent: percent(snapshot.progress()),
         encrypted: snapshot.encrypted(),

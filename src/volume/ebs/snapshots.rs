@@ -18,18 +18,23 @@ use super::{
     client::{Clients, once, once_within},
     errors::{Call, Caller},
     machine,
-    made::{begun, described, percent, state},
+    made::{begun, described, micros, percent, state},
     presign,
 };
 use crate::{
     support::hint::with_hint,
-    volume::cloud::{Cause, Cloud, CloudError, Made, OPERATION_TAG, Order, SOURCE_TAG, Subject, Tags, VolumeFacts},
+    volume::{
+        cloud::{Cause, Cloud, CloudError, Made, OPERATION_TAG, Order, SOURCE_TAG, Subject, Tags, VolumeFacts},
+        marks::{self, SHARD_TAG},
+    },
 };
 
 /// What a request is told that would have been allowed.
 const DRY_RUN: &str = "DryRunOperation";
 /// Of snapshots on one page; a snapshot has a handful of volumes.
 const PAGE: i32 = 200;
+/// EC2 takes so many.
+const FILTER_VALUES_MAX: usize = 200;
 
 #[derive(Debug)]
 pub(super) struct Snapshots {
@@ -58,19 +63,22 @@ impl Snapshots {
 
     /// All snapshots of a region that bear a tag with that value.
     async fn bearing(&self, (tag, value): (&str, &str), region: &str) -> Result<Vec<Made>, CloudError> {
-        let client = self.clients.of(region).await;
         let call = call("DescribeSnapshots", format!("snapshots of {value}"), region);
         let filter = Filter::builder().name(format!("tag:{tag}")).values(value).build();
+        let mut found = self.described(filter, region, &call).await?;
+        // A filter's value may be a pattern, and what is found is perhaps deleted.
+        found.retain(|made| made.tags.get(tag).is_some_and(|has| has == value));
+        Ok(found)
+    }
+
+    async fn described(&self, filter: Filter, region: &str, call: &Call) -> Result<Vec<Made>, CloudError> {
+        let client = self.clients.of(region).await;
         let asked = client.describe_snapshots().owner_ids("self").filters(filter);
         let mut pages = asked.into_paginator().page_size(PAGE).send();
         let mut found = Vec::new();
         while let Some(page) = pages.next().await {
             for snapshot in page.map_err(|e| call.error(e))?.snapshots() {
-                let made = described(snapshot, &call)?;
-                // A filter's value may be a pattern, and what is found is perhaps deleted.
-                if made.tags.get(tag).is_some_and(|has| has == value) {
-                    found.push(made);
-                }
+                found.push(described(snapshot, call)?);
             }
         }
         Ok(found)
@@ -224,6 +232,8 @@ impl Cloud for Snapshots {
                 Ok(vec![Made {
                     snapshot_id,
                     volume_id: answer.volume_id.unwrap_or_default(),
+                    description: answer.description.unwrap_or_default(),
+                    started_at_us: micros(answer.start_time.as_ref()),
                     state: state(answer.state.as_ref(), answer.state_message.as_deref()),
                     percent: percent(answer.progress.as_deref()),
                     encrypted: answer.encrypted,
@@ -278,7 +288,7 @@ impl Cloud for Snapshots {
             .source_region(&home)
             .source_snapshot_id(snapshot_id)
             .presigned_url(presigned)
-            .description(format!("copy of {snapshot_id} from {home}"))
+            .description(marks::copy_description(snapshot_id, &home))
             // A key alone would be refused.
             .set_encrypted(key.is_some().then_some(true))
             .set_kms_key_id(key)
@@ -290,6 +300,32 @@ impl Cloud for Snapshots {
             .await;
         let answer = sent.map_err(|e| call.error(e))?;
         answer.snapshot_id.ok_or_else(|| call.odd("names no snapshot"))
+    }
+
+    async fn of_shard(&self, region: &str, shard: &str) -> Result<Vec<Made>, CloudError> {
+        self.bearing((SHARD_TAG, shard), region).await
+    }
+
+    async fn named(&self, region: &str, snapshot_ids: &[String]) -> Result<Vec<Made>, CloudError> {
+        let mut found = Vec::new();
+        for ids in snapshot_ids.chunks(FILTER_VALUES_MAX) {
+            let call = call("DescribeSnapshots", ids.join(", "), region);
+            // By a filter: asked for an id that is not there, EC2 would tell of none.
+            let filter = Filter::builder().name("snapshot-id").set_values(Some(ids.to_vec())).build();
+            found.extend(self.described(filter, region, &call).await?);
+        }
+        Ok(found)
+    }
+
+    async fn rehearse_delete(&self, region: &str, snapshot_id: &str) -> Result<(), CloudError> {
+        let client = self.clients.of(region).await;
+        match client.delete_snapshot().snapshot_id(snapshot_id).dry_run(true).send().await {
+            Err(e) if e.code() != Some(DRY_RUN) => match call("DeleteSnapshot", snapshot_id, region).error(e) {
+                gone if gone.cause == Cause::Missing => Ok(()),
+                e => Err(e),
+            },
+            _ => Ok(()),
+        }
     }
 
     async fn delete(&self, region: &str, snapshot_id: &str) -> Result<(), CloudError> {

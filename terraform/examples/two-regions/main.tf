@@ -113,6 +113,7 @@ module "prune_home" {
   kms_key_arn = module.archive.home.kms_key_arn
 
   replica_bucket_arn = module.archive.dr.bucket_arn
+  ebs_region         = var.home_region
 }
 
 module "prune_dr" {
@@ -124,6 +125,7 @@ module "prune_dr" {
   prefix      = "mysql"
   bucket_arn  = module.archive.dr.bucket_arn
   kms_key_arn = module.archive.dr.kms_key_arn
+  ebs_region  = var.dr_region
 }
 
 # A snapshot that was deleted can be had back for so long, whoever deleted it.

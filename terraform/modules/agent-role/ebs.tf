@@ -1,12 +1,5 @@
 # For snapshots of EBS volumes. Instances, volumes and snapshots carry the tag mysql-pitr:shard; nothing without it is touched.
 
-resource "aws_iam_role_policy" "ebs" {
-  count  = var.ebs == null ? 0 : 1
-  name   = "ebs"
-  role   = aws_iam_role.agent.id
-  policy = data.aws_iam_policy_document.ebs[0].json
-}
-
 data "aws_iam_policy_document" "ebs" {
   count = var.ebs == null ? 0 : 1
 
@@ -82,13 +75,6 @@ data "aws_iam_policy_document" "ebs" {
   }
 }
 
-resource "aws_iam_role_policy" "ebs_copy" {
-  count  = try(var.ebs.dr_region, null) == null ? 0 : 1
-  name   = "ebs-copy"
-  role   = aws_iam_role.agent.id
-  policy = data.aws_iam_policy_document.ebs_copy[0].json
-}
-
 data "aws_iam_policy_document" "ebs_copy" {
   count = try(var.ebs.dr_region, null) == null ? 0 : 1
 
@@ -113,39 +99,6 @@ data "aws_iam_policy_document" "ebs_copy" {
       test     = "StringEquals"
       variable = "aws:RequestTag/mysql-pitr:shard"
       values   = [var.shard]
-    }
-  }
-
-  dynamic "statement" {
-    for_each = length(var.ebs.kms_key_arns) > 0 ? [true] : []
-
-    content {
-      sid       = "ReencryptCopies"
-      actions   = ["kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncryptFrom", "kms:ReEncryptTo"]
-      resources = var.ebs.kms_key_arns
-
-      condition {
-        test     = "StringLike"
-        variable = "kms:ViaService"
-        values   = ["ec2.*.amazonaws.com"]
-      }
-    }
-  }
-
-  # EBS keeps a grant while it copies.
-  dynamic "statement" {
-    for_each = length(var.ebs.kms_key_arns) > 0 ? [true] : []
-
-    content {
-      sid       = "GrantToEbs"
-      actions   = ["kms:CreateGrant"]
-      resources = var.ebs.kms_key_arns
-
-      condition {
-        test     = "Bool"
-        variable = "kms:GrantIsForAWSResource"
-        values   = ["true"]
-      }
     }
   }
 }

@@ -10,50 +10,30 @@ locals {
   ec2      = "arn:${data.aws_partition.current.partition}:ec2"
 }
 
-resource "aws_iam_role" "agent" {
-  name               = var.name
-  description        = "mysql-pitr agent of shard ${var.shard}"
-  assume_role_policy = data.aws_iam_policy_document.trust.json
-  tags               = var.tags
-}
+module "role" {
+  source = "../role"
 
-resource "aws_iam_instance_profile" "agent" {
-  name = var.name
-  role = aws_iam_role.agent.name
-  tags = var.tags
-}
+  name         = var.name
+  description  = "mysql-pitr agent of shard ${var.shard}"
+  shards       = [var.shard]
+  bucket_arn   = var.bucket_arn
+  prefix       = var.prefix
+  kms_key_arn  = var.kms_key_arn
+  ebs_key_arns = try(var.ebs.dr_region, null) == null ? [] : var.ebs.kms_key_arns
+  tags         = var.tags
 
-data "aws_iam_policy_document" "trust" {
-  statement {
-    actions = ["sts:AssumeRole"]
-
-    principals {
-      type        = "Service"
-      identifiers = ["ec2.amazonaws.com"]
-    }
-  }
-}
-
-resource "aws_iam_role_policy" "archive" {
-  name   = "archive"
-  role   = aws_iam_role.agent.id
-  policy = data.aws_iam_policy_document.archive.json
+  policies = merge(
+    { archive = data.aws_iam_policy_document.archive.json },
+    var.object_lock_days == null ? {} : { object-lock = data.aws_iam_policy_document.object_lock[0].json },
+    var.replica == null ? {} : { replica = data.aws_iam_policy_document.replica[0].json },
+    try(var.replica.written_by_agent, false) ? { replica-write = data.aws_iam_policy_document.replica_write[0].json } : {},
+    try(var.replica.fenced, false) ? { replica-fence = data.aws_iam_policy_document.replica_fence[0].json } : {},
+    var.ebs == null ? {} : { ebs = data.aws_iam_policy_document.ebs[0].json },
+    try(var.ebs.dr_region, null) == null ? {} : { ebs-copy = data.aws_iam_policy_document.ebs_copy[0].json },
+  )
 }
 
 data "aws_iam_policy_document" "archive" {
-  # Without the right to list, S3 answers 403 for an object that is not there, and nobody could tell it from one that may not be read.
-  statement {
-    sid       = "List"
-    actions   = ["s3:ListBucket"]
-    resources = [var.bucket_arn]
-
-    condition {
-      test     = "StringLike"
-      variable = "s3:prefix"
-      values   = ["${local.prefix}${var.shard}/*"]
-    }
-  }
-
   # A PUT can write over an object: the bucket's policy (OnlyConditionalWrites, WriteHistoryOnce) sees to it that it does not.
   statement {
     sid       = "CreateAndRead"
@@ -70,7 +50,7 @@ data "aws_iam_policy_document" "archive" {
 
   statement {
     sid       = "Encrypt"
-    actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
+    actions   = ["kms:GenerateDataKey"]
     resources = [var.kms_key_arn]
 
     condition {
@@ -83,13 +63,6 @@ data "aws_iam_policy_document" "archive" {
 
 # Where the agents lock what they write ([store] object_lock). A default retention of the bucket needs no such right. A lock can be lengthened by it,
 # up to this many days from now, and never be shortened.
-resource "aws_iam_role_policy" "object_lock" {
-  count  = var.object_lock_days == null ? 0 : 1
-  name   = "object-lock"
-  role   = aws_iam_role.agent.id
-  policy = data.aws_iam_policy_document.object_lock[0].json
-}
-
 data "aws_iam_policy_document" "object_lock" {
   count = var.object_lock_days == null ? 0 : 1
 
@@ -107,13 +80,6 @@ data "aws_iam_policy_document" "object_lock" {
 }
 
 # The DR region's bucket: looked at always, to know how far it is behind.
-resource "aws_iam_role_policy" "replica" {
-  count  = var.replica == null ? 0 : 1
-  name   = "replica"
-  role   = aws_iam_role.agent.id
-  policy = data.aws_iam_policy_document.replica[0].json
-}
-
 data "aws_iam_policy_document" "replica" {
   count = var.replica == null ? 0 : 1
 
@@ -149,13 +115,6 @@ data "aws_iam_policy_document" "replica" {
 }
 
 # Written only where the store has no replication of its own: replication = "agent".
-resource "aws_iam_role_policy" "replica_write" {
-  count  = try(var.replica.written_by_agent, false) ? 1 : 0
-  name   = "replica-write"
-  role   = aws_iam_role.agent.id
-  policy = data.aws_iam_policy_document.replica_write[0].json
-}
-
 data "aws_iam_policy_document" "replica_write" {
   count = try(var.replica.written_by_agent, false) ? 1 : 0
 
@@ -179,13 +138,6 @@ data "aws_iam_policy_document" "replica_write" {
 }
 
 # To take over from the other bucket is to put a fence there, where it can be reached.
-resource "aws_iam_role_policy" "replica_fence" {
-  count  = try(var.replica.fenced, false) ? 1 : 0
-  name   = "replica-fence"
-  role   = aws_iam_role.agent.id
-  policy = data.aws_iam_policy_document.replica_fence[0].json
-}
-
 data "aws_iam_policy_document" "replica_fence" {
   count = try(var.replica.fenced, false) ? 1 : 0
 

@@ -1,14 +1,14 @@
 output "role_arn" {
   description = "The role's ARN."
-  value       = aws_iam_role.prune.arn
+  value       = module.role.role_arn
 }
 
 output "role_name" {
   description = "The role's name, for further policies."
-  value       = aws_iam_role.prune.name
+  value       = module.role.role_name
 }
 
 output "instance_profile" {
   description = "The name of the instance profile for the host that prunes."
-  value       = aws_iam_instance_profile.prune.name
+  value       = module.role.instance_profile
 }

@@ -30,6 +30,12 @@ variable "replica_bucket_arn" {
   default     = null
 }
 
+variable "ebs_region" {
+  description = "The bucket's region, whose EBS snapshots of these shards it deletes; null: none."
+  type        = string
+  default     = null
+}
+
 variable "tags" {
   description = "Tags of the role and its profile."
   type        = map(string)

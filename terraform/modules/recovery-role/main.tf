@@ -9,49 +9,26 @@ locals {
 
 data "aws_partition" "current" {}
 
-resource "aws_iam_role" "recovery" {
-  name               = var.name
-  description        = "mysql-pitr recovery of shard ${var.shard}"
-  assume_role_policy = data.aws_iam_policy_document.trust.json
-  tags               = var.tags
-}
+module "role" {
+  source = "../role"
 
-resource "aws_iam_instance_profile" "recovery" {
-  name = var.name
-  role = aws_iam_role.recovery.name
-  tags = var.tags
-}
+  name         = var.name
+  description  = "mysql-pitr recovery of shard ${var.shard}"
+  shards       = [var.shard]
+  bucket_arn   = var.bucket_arn
+  prefix       = var.prefix
+  kms_key_arn  = var.kms_key_arn
+  region       = var.region
+  ebs_key_arns = var.ebs_kms_key_arns
+  tags         = var.tags
 
-data "aws_iam_policy_document" "trust" {
-  statement {
-    actions = ["sts:AssumeRole"]
-
-    principals {
-      type        = "Service"
-      identifiers = ["ec2.amazonaws.com"]
-    }
+  policies = {
+    archive = data.aws_iam_policy_document.archive.json
+    ebs     = data.aws_iam_policy_document.ebs.json
   }
-}
-
-resource "aws_iam_role_policy" "archive" {
-  name   = "archive"
-  role   = aws_iam_role.recovery.id
-  policy = data.aws_iam_policy_document.archive.json
 }
 
 data "aws_iam_policy_document" "archive" {
-  statement {
-    sid       = "List"
-    actions   = ["s3:ListBucket"]
-    resources = [var.bucket_arn]
-
-    condition {
-      test     = "StringLike"
-      variable = "s3:prefix"
-      values   = ["${local.prefix}${var.shard}/*"]
-    }
-  }
-
   statement {
     sid       = "Read"
     actions   = ["s3:GetObject"]
@@ -67,7 +44,7 @@ data "aws_iam_policy_document" "archive" {
 
   statement {
     sid       = "Encrypt"
-    actions   = ["kms:Decrypt", "kms:GenerateDataKey"]
+    actions   = ["kms:GenerateDataKey"]
     resources = [var.kms_key_arn]
 
     condition {
@@ -76,12 +53,6 @@ data "aws_iam_policy_document" "archive" {
       values   = ["s3.${var.region}.amazonaws.com"]
     }
   }
-}
-
-resource "aws_iam_role_policy" "ebs" {
-  name   = "ebs"
-  role   = aws_iam_role.recovery.id
-  policy = data.aws_iam_policy_document.ebs.json
 }
 
 data "aws_iam_policy_document" "ebs" {
@@ -157,38 +128,6 @@ data "aws_iam_policy_document" "ebs" {
       test     = "StringEquals"
       variable = "ec2:ResourceTag/mysql-pitr:shard"
       values   = [var.shard]
-    }
-  }
-
-  dynamic "statement" {
-    for_each = length(var.ebs_kms_key_arns) > 0 ? [true] : []
-
-    content {
-      sid       = "DecryptVolumes"
-      actions   = ["kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncryptFrom", "kms:ReEncryptTo"]
-      resources = var.ebs_kms_key_arns
-
-      condition {
-        test     = "StringEquals"
-        variable = "kms:ViaService"
-        values   = ["ec2.${var.region}.amazonaws.com"]
-      }
-    }
-  }
-
-  dynamic "statement" {
-    for_each = length(var.ebs_kms_key_arns) > 0 ? [true] : []
-
-    content {
-      sid       = "GrantToEbs"
-      actions   = ["kms:CreateGrant"]
-      resources = var.ebs_kms_key_arns
-
-      condition {
-        test     = "Bool"
-        variable = "kms:GrantIsForAWSResource"
-        values   = ["true"]
-      }
     }
   }
 }

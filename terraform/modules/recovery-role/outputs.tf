@@ -1,14 +1,14 @@
 output "role_arn" {
   description = "The role's ARN."
-  value       = aws_iam_role.recovery.arn
+  value       = module.role.role_arn
 }
 
 output "role_name" {
   description = "The role's name, for further policies."
-  value       = aws_iam_role.recovery.name
+  value       = module.role.role_name
 }
 
 output "instance_profile" {
   description = "The name of the instance profile for the DR instance while it recovers."
-  value       = aws_iam_instance_profile.recovery.name
+  value       = module.role.instance_profile
 }
