@@ -233,7 +233,9 @@ impl Archive {
             tails.retain(|place, _| wanted(place));
             return Ok(tails);
         }
-        let listings = prefixes.iter().map(|prefix| self.store.list(prefix, None));
+        let listings = prefixes
+            .into_iter()
+            .map(|prefix| async move { self.store.list(&prefix, None).await });
         let objects: Vec<Vec<ObjectMeta>> = stream::iter(listings).buffered(GETS_IN_FLIGHT).try_collect().await?;
         Ok(self.tails_of(objects.into_iter().flatten()))
     }
