@@ -401,8 +401,10 @@ async fn run(made: &Made, far: &Made, ec2: &Arc<Memory>, deeds: usize) -> bool {
     let holdings = holdings.in_ec2(&archive, &cloud).await;
     let planned = plan(&archive.shard, &holdings, &rules, now_us()).unwrap();
     let seen = holdings.ec2.is_ok();
-    let applied = apply(&archive, &planned, Some(&cloud), &mut Applied::default(), &Progress::silent()).await;
-    seen && applied.is_ok()
+    let mut applied = Applied::default();
+    let done = apply(&archive, &planned, Some(&cloud), &mut applied, &Progress::silent()).await;
+    // What EC2 does not answer ends nothing but what needs it.
+    seen && done.is_ok() && applied.refused.is_empty()
 }
 
 #[tokio::test]

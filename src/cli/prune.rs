@@ -101,7 +101,8 @@ pub async fn run(args: &Args, config: &Config) -> anyhow::Result<()> {
     done?;
     if !applied.refused.is_empty() {
         let refused = count(applied.refused.len(), "deletion");
-        return Err(anyhow!("refused: {refused}")).hint("see whether these credentials may delete");
+        return Err(anyhow!("refused: {refused}"))
+            .hint("each says why; see whether these credentials may delete, and run it again");
     }
     match unseen.filter(|_| args.yes) {
         None => Ok(()),

@@ -37,7 +37,7 @@ pub struct Applied {
     pub ec2_snapshots_deleted: usize,
     /// What a retention, a legal hold or an image keeps for now. A later run deletes it.
     pub locked: Vec<Kept>,
-    /// What the store or EC2 did not let go for any other reason.
+    /// What the store or EC2 did not let go for any other reason, and what EC2 did not answer.
     pub refused: Vec<Kept>,
 }
 
@@ -54,7 +54,7 @@ pub struct Kept {
 /// and of snapshots also the binlogs. `cloud`: the EC2 that the plan has seen; None where it has seen none.
 ///
 /// # Errors
-/// Where the store or EC2 fails, or a recovery begins meanwhile. What was deleted until then is in `applied`.
+/// Where the store fails, or a recovery begins meanwhile. What was deleted until then is in `applied`.
 pub async fn apply(
     archive: &Archive,
     plan: &Plan,

@@ -42,6 +42,8 @@ pub struct Elsewhere {
     pub objects: BTreeMap<String, u64>,
     /// Why nobody knows what it holds: then it is taken to hold nothing.
     pub unknown: Option<String>,
+    /// When a lease there was last written, in µs. A recovery in this region may read that bucket, and begin with this region's copies.
+    pub leased_at_us: Option<i64>,
 }
 
 impl Holdings {
@@ -97,7 +99,17 @@ impl Holdings {
         if unknown.is_some() {
             objects.clear();
         }
-        self.elsewhere = Some(Elsewhere { objects, unknown });
+        // Of a bucket that does not answer nobody recovers.
+        let leases = replica
+            .store
+            .list(&keys::leases_prefix(shard), None)
+            .await
+            .unwrap_or_default();
+        self.elsewhere = Some(Elsewhere {
+            objects,
+            unknown,
+            leased_at_us: leases.iter().filter_map(|o| o.modified_us).max(),
+        });
         self
     }
 }

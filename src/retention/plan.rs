@@ -143,10 +143,11 @@ pub fn plan(shard: &Shard, holdings: &Holdings, rules: &Rules, now_us: i64) -> a
         plan.leases.push(lease.id.clone());
         let known = lease.needs.as_ref().is_some_and(|needs| planner.keep_leased(needs));
         if !known {
-            plan.held_up = Some(format!(
-                "recovery {} is under way and has not said yet what it needs",
-                lease.id
-            ));
+            let why = match &lease.needs {
+                None => "has not said yet what it needs".to_owned(),
+                Some(needs) => format!("needs snapshot {}, of which no record can be read", needs.snapshot),
+            };
+            plan.held_up = Some(format!("recovery {} is under way and {why}", lease.id));
             return Ok(plan);
         }
     }

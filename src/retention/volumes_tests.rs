@@ -134,6 +134,7 @@ impl World {
                 elsewhere: Some(Elsewhere {
                     objects: keys.iter().map(|key| (key.clone(), 1)).collect(),
                     unknown: None,
+                    leased_at_us: None,
                 }),
                 aside: BTreeMap::new(),
                 aside_faults: Vec::new(),
@@ -246,8 +247,20 @@ fn what_a_copy_or_a_recovery_needs_stays() {
     // Nobody has tried for long.
     snapshots[0].finished_at_us = Some(NOW_US - 8 * DAY_US);
     assert_eq!(gone(&World::new(&snapshots).plan()).len(), 1);
+    // Somebody has tried all the time, and failed.
     snapshots[0].volumes[0].copies[1].tried_at_us = Some(NOW_US - DAY_US);
+    assert_eq!(gone(&World::new(&snapshots).plan()).len(), 1);
+    snapshots[0].volumes[0].copies[1].state = CopyState::Pending;
     assert!(gone(&World::new(&snapshots).plan()).is_empty());
+
+    // A recovery here may read the other region's bucket, in which its lease lies then.
+    const MINUTE_US: i64 = 60_000_000;
+    for (minutes, goes) in [(39, 0), (41, 1)] {
+        let mut world = World::new(&[snapshot("a", 30), snapshot("b", 20)]);
+        put_aside(&mut world, HOME, snapshot("0", 40));
+        world.holdings.elsewhere.as_mut().unwrap().leased_at_us = Some(NOW_US - minutes * MINUTE_US);
+        assert_eq!(gone(&world.plan()).len(), 2 * goes, "{minutes}");
+    }
 
     let mut world = World::new(&[snapshot("a", 30), snapshot("b", 20)]);
     let lease = |needs| Lease {

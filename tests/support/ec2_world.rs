@@ -30,6 +30,7 @@ use mysql_pitr::{
         cloud::{Cloud, OPERATION_TAG, Subject, Tags},
         disks::{self, Disks, Place, Reach, Shape},
         ebs::{self, EbsOptions},
+        marks,
     },
 };
 
@@ -152,10 +153,12 @@ impl World {
     }
 
     pub fn subject(&self, id: &str, volumes: &[String]) -> Subject {
+        let shard = self.archive.shard.to_string();
+        let tags = [(marks::SHARD_TAG, shard.clone()), (OPERATION_TAG, id.to_owned())];
         Subject {
             volumes: volumes.to_vec(),
-            tags: Tags::from([(OPERATION_TAG.to_owned(), id.to_owned())]),
-            description: String::new(),
+            tags: Tags::from(tags.map(|(key, value)| (key.to_owned(), value))),
+            description: marks::description(&shard, id),
         }
     }
 

@@ -5,7 +5,7 @@ use crate::{
     store::{Put, StoreError},
     support::hint::message,
     volume::{
-        cloud::{Cause, Cloud},
+        cloud::{Cause, Cloud, CloudError},
         marks,
     },
 };
@@ -23,10 +23,11 @@ fn kept(deletion: &Deletion, key: &str, reason: String) -> Kept {
     }
 }
 
-/// Whether these credentials may delete all of it, and the record is put aside. Otherwise nothing was done, and `applied` says why.
+/// Whether these credentials may delete all of it, and the record is put aside. Otherwise nothing was done, and `applied` says why: a call
+/// that EC2 does not answer keeps nobody from what does not need it.
 ///
 /// # Errors
-/// Where EC2 or the store fails.
+/// Where the store fails.
 pub(super) async fn prepare(
     archive: &Archive,
     cloud: &dyn Cloud,
@@ -36,13 +37,12 @@ pub(super) async fn prepare(
 ) -> anyhow::Result<bool> {
     for id in &part.snapshot_ids {
         match cloud.rehearse_delete(&part.region, id).await {
-            Err(e) if e.cause == Cause::Refused => {
+            // What else holds it is known when it is deleted.
+            Ok(()) | Err(CloudError { cause: Cause::Held, .. }) => {}
+            Err(e) => {
                 applied.refused.push(kept(deletion, id, message(&e.error)));
                 return Ok(false);
             }
-            // What else holds it is known when it is deleted.
-            Err(e) if e.cause != Cause::Held => return Err(e.into()),
-            _ => {}
         }
     }
     let (key, record) = &part.aside;
@@ -75,7 +75,7 @@ async fn put_aside(archive: &Archive, key: &str, record: &Snapshot) -> anyhow::R
 /// Deletes it, and then the record; what is kept is in `applied`, and found by the next run.
 ///
 /// # Errors
-/// Where EC2 or the store fails.
+/// Where the store fails.
 pub(super) async fn delete(
     archive: &Archive,
     cloud: &dyn Cloud,
@@ -84,7 +84,14 @@ pub(super) async fn delete(
     applied: &mut Applied,
 ) -> anyhow::Result<()> {
     let shard = archive.shard.to_string();
-    let there = cloud.named(&part.region, &part.snapshot_ids).await?;
+    let there = match cloud.named(&part.region, &part.snapshot_ids).await {
+        Ok(there) => there,
+        Err(e) => {
+            let all = part.snapshot_ids.join(", ");
+            applied.refused.push(kept(deletion, &all, message(&e.error)));
+            return Ok(());
+        }
+    };
     let mut is_gone = true;
     for made in &there {
         let id = &made.snapshot_id;
@@ -100,11 +107,10 @@ pub(super) async fn delete(
                 applied.locked.push(kept(deletion, id, message(&e.error)));
                 is_gone = false;
             }
-            Err(e) if e.cause == Cause::Refused => {
+            Err(e) => {
                 applied.refused.push(kept(deletion, id, message(&e.error)));
                 is_gone = false;
             }
-            Err(e) => return Err(e.into()),
         }
     }
     if !is_gone {

@@ -14,9 +14,12 @@ use crate::{
     volume::{cloud::Made, marks},
 };
 
-use super::{super::in_ec2::InEc2, Deletion, Kind, Planner};
+use super::{
+    super::{in_ec2::InEc2, lease},
+    Deletion, Kind, Planner,
+};
 
-/// A copy that nobody has tried to make for so long is not waited for: whoever made it is gone.
+/// A copy that nobody has tried to make for so long is not waited for: whoever made it is gone. Nor one that has failed for so long.
 const COPY_ABANDONED: Duration = Duration::from_hours(7 * 24);
 
 /// What of a deletion lies in EC2. It goes after the keys.
@@ -58,9 +61,18 @@ impl<'a> Planner<'a> {
         if snapshot.state != SnapshotState::Complete {
             return None;
         }
+        if self.is_leased_elsewhere() {
+            return Some("a recovery may be under way that reads the other region's bucket".to_owned());
+        }
         self.awaited_copy(snapshot)
             .map(|region| format!("its copy to {region} is not complete"))
             .or_else(|| self.would_be_orphaned(snapshot, ec2))
+    }
+
+    /// What such a recovery needs is said in its lease there, which need not be readable here.
+    fn is_leased_elsewhere(&self) -> bool {
+        let leased_at_us = self.holdings.elsewhere.as_ref().and_then(|e| e.leased_at_us);
+        leased_at_us.is_some() && !self.is_older(leased_at_us, lease::TERM + lease::SKEW_MAX)
     }
 
     /// The region of a copy that somebody is at.
@@ -70,7 +82,8 @@ impl<'a> Planner<'a> {
         }
         let mut copies = snapshot.volumes.iter().flat_map(|v| &v.copies);
         let missing = copies.find(|c| {
-            let tried_us = c.tried_at_us.max(snapshot.finished_at_us);
+            let is_failing = c.state == CopyState::Failed;
+            let tried_us = c.tried_at_us.filter(|_| !is_failing).max(snapshot.finished_at_us);
             c.state != CopyState::Complete && !self.is_older(tried_us, COPY_ABANDONED)
         });
         missing.map(|c| c.region.as_str())
@@ -176,7 +189,7 @@ impl<'a> Planner<'a> {
                     .then(|| self.deletion(Kind::Orphan, key.clone(), reason, vec![key.clone()]))
                     .flatten();
             }
-            if self.has_record(id) || ec2.alien(record).is_some() {
+            if self.has_record(id) || ec2.alien(record).is_some() || self.is_leased_elsewhere() {
                 return None;
             }
             let deletion = self.deletion(Kind::Volumes, id.to_owned(), "its record is put aside", vec![key.clone()])?;
