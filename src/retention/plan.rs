@@ -5,7 +5,7 @@
 //!
 //! **The order.** Snapshots go before the binlogs that only they need, so that no snapshot is there without its binlogs; of each the record
 //! goes before the data, so that nothing looks whole and is not: data without a record does not exist for anybody but the next run of this. A
-//! request goes before the snapshot that answered it, else it would be answered again. What lies in EC2 has [an order of its own](volumes).
+//! request goes before the snapshot that answered it, else it would be answered again. What lies in EC2 has an order of its own (`plan/volumes.rs`).
 
 mod volumes;
 
