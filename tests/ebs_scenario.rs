@@ -20,12 +20,11 @@ use mysql_pitr::{
         plan::{Plan, Request, plan},
         target::Target,
     },
-    support::clock::{WallClock, now_us},
+    support::clock::{US_PER_S, WallClock, now_us},
     volume::disks::Reach,
 };
 
 use crate::support::{
-    US_PER_S,
     ebs::{Ec2, Machine},
     eventually,
     load::{LOAD_TABLES, Load, wait_rows},

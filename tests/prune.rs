@@ -29,12 +29,15 @@ use mysql_pitr::{
         rules::Rules,
     },
     store::{ObjectMeta, ObjectReader, Put, SharedStore, Store, StoreError, Upload, Version},
-    support::{clock::now_us, progress::Progress},
+    support::{
+        clock::{US_PER_S, now_us},
+        progress::Progress,
+    },
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 const HOUR_S: i64 = 3600;
-const DAY_US: i64 = 24 * HOUR_S * 1_000_000;
+const DAY_US: i64 = 24 * HOUR_S * US_PER_S;
 
 /// The moment at which a made archive is pruned: all its files are older than every grace.
 fn later() -> i64 {

@@ -18,7 +18,10 @@ use mysql_pitr::{
         plan::plan,
         rules::Rules,
     },
-    support::{clock::now_us, progress::Progress},
+    support::{
+        clock::{US_PER_S, now_us},
+        progress::Progress,
+    },
     volume::{
         cloud::{Cloud, OPERATION_TAG},
         ebs::{EbsOptions, open_with},
@@ -202,7 +205,7 @@ async fn each_region_deletes_its_own_by_the_leases_in_its_own_bucket() {
         format: FORMAT_VERSION,
         id: "r".to_owned(),
         created_at_us: now_us(),
-        expires_at_us: now_us() + 3600 * 1_000_000,
+        expires_at_us: now_us() + 3600 * US_PER_S,
         needs: Some(LeasedPart {
             snapshot: "a".to_owned(),
             timeline: 1,

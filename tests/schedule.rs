@@ -2,11 +2,11 @@
 
 use std::{fs, time::Duration};
 
-use crate::support::{US_PER_S, eventually, mysql::Server, node::Node, only_at};
+use crate::support::{eventually, mysql::Server, node::Node, only_at};
 use mysql_pitr::{
     archive::records::{Snapshot, SnapshotState},
     snapshot::schedule::Schedule,
-    support::clock::now_us,
+    support::clock::{US_PER_S, now_us},
 };
 
 const OFF: &str = "schedule = \"off\"";

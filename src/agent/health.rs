@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::orchestrator::Role;
+use crate::{orchestrator::Role, support::clock::US_PER_S};
 
 use super::document::Document;
 
@@ -17,7 +17,7 @@ pub fn complaint(d: &Document, flush_interval: Duration) -> Option<String> {
     let patience = PATIENCE.max(flush_interval * FLUSHES_MISSED);
     let is_over = |us: i64| Duration::from_micros(us.max(0).unsigned_abs()) > patience;
     if let Some(since) = d.failing_since.filter(|since| is_over(d.at.0 - since.0)) {
-        let seconds = (d.at.0 - since.0) / 1_000_000;
+        let seconds = (d.at.0 - since.0) / US_PER_S;
         let why = d.last_error.as_ref().map_or("", |e| e.text.as_str());
         let why = why.lines().next().unwrap_or_default();
         return Some(format!("shipping has failed for {seconds} s: {why}"));
@@ -31,7 +31,7 @@ pub fn complaint(d: &Document, flush_interval: Duration) -> Option<String> {
     is_over(d.at.0 - progress.0).then(|| {
         format!(
             "nothing was stored for {} s, and {} bytes are at risk, the oldest for {:.0} s",
-            (d.at.0 - progress.0) / 1_000_000,
+            (d.at.0 - progress.0) / US_PER_S,
             risk.bytes,
             risk.seconds
         )
@@ -47,7 +47,7 @@ mod tests {
     };
 
     fn at(s: i64) -> Moment {
-        Moment(s * 1_000_000)
+        Moment(s * US_PER_S)
     }
 
     /// A primary that started at 0 and is looked at after `now` seconds.

@@ -23,7 +23,10 @@ use crate::{
         at_risk::{AtRisk, Position, Risk},
         standing::Standing,
     },
-    support::{clock, hint::message},
+    support::{
+        clock::{self, US_PER_S},
+        hint::message,
+    },
 };
 
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
@@ -34,7 +37,6 @@ const SAMPLES_PER_LISTING: u32 = 15;
 /// `SHOW MASTER STATUS` got its new name then.
 const RENAMED_IN: u32 = 80_200;
 const EVENT_TIME_BYTES: usize = 4;
-const US_PER_S: i64 = 1_000_000;
 
 /// What is known of the server.
 pub struct Sampler {

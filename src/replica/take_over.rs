@@ -16,6 +16,7 @@ use crate::{
     },
     store::StoreError,
     support::{
+        clock::US_PER_S,
         hint::{OrHint, with_hint},
         progress::{Progress, human_bytes},
     },
@@ -24,7 +25,6 @@ use crate::{
 /// How far apart two regions' timelines are numbered: what the one that is left behind claims unseen, or at the last moment, keeps its own.
 const TIMELINES_APART: u32 = 100;
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-const US_PER_S: i64 = 1_000_000;
 
 /// The bucket that is left behind.
 pub enum Other<'a> {

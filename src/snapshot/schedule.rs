@@ -16,12 +16,11 @@ use crate::{
         path::Path,
         records::{Snapshot, SnapshotState},
     },
-    support::hint::with_hint,
+    support::{clock::US_PER_S, hint::with_hint},
 };
 
 use super::crontab::Crontab;
 
-const US_PER_S: i64 = 1_000_000;
 /// Of a digest: a positive number of microseconds, up to two thousand years.
 const SPREAD_BYTES: usize = 7;
 

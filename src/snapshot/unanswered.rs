@@ -8,7 +8,7 @@ use crate::{
         records::Timeline,
     },
     orchestrator::Role,
-    support::clock::Moment,
+    support::clock::{Moment, US_PER_S},
 };
 
 /// What is known, and what to do.
@@ -84,7 +84,6 @@ fn describe(p: &Presence, is_tip: bool, now_us: i64) -> String {
 }
 
 fn ago(at_us: i64, now_us: i64) -> String {
-    const US_PER_S: i64 = 1_000_000;
     match now_us.saturating_sub(at_us) / US_PER_S {
         ..=1 => "just now".to_owned(),
         s @ 2..120 => format!("{s} s ago"),
@@ -108,7 +107,7 @@ mod tests {
             format: FORMAT_VERSION,
             server_uuid: Uuid::from_u128(number),
             version: "0".into(),
-            at_us: NOW_US - age_s * 1_000_000,
+            at_us: NOW_US - age_s * US_PER_S,
             is_stopped: false,
             role: Role::Replica,
             standalone: false,

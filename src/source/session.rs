@@ -191,7 +191,7 @@ async fn query(wire: &mut Wire, feed: &Feed, text: &str, heartbeat: &mut Duratio
         return ok(wire).await;
     }
     let answer = if upper.contains("UNIX_TIMESTAMP") {
-        (clock::now_us() / 1_000_000).to_string()
+        (clock::now_us() / clock::US_PER_S).to_string()
     } else if upper.contains("SERVER_ID") {
         feed.server_id.to_string()
     } else if upper.contains("SERVER_UUID") {

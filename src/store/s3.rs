@@ -52,7 +52,7 @@ use super::{
     options::{Encryption, Keeping, LockMode, StorageClass},
     stall::StallGuard,
 };
-use crate::support::clock;
+use crate::support::clock::{self, US_PER_S};
 use conditions::Conditions;
 use errors::Call;
 
@@ -61,7 +61,6 @@ mod errors;
 mod locks;
 mod upload;
 
-const US_PER_S: i64 = 1_000_000;
 /// The first one and two more, within [`CALL_TIMEOUT`].
 const ATTEMPTS: u32 = 3;
 /// Leaves room for the waits between attempts.

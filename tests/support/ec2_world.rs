@@ -25,7 +25,10 @@ use mysql_pitr::{
     binlog::gtid::GtidSet,
     snapshot::volumes::onward::{Went, onward},
     store::Put,
-    support::{clock::Clock, progress::Progress},
+    support::{
+        clock::{Clock, US_PER_MIN},
+        progress::Progress,
+    },
     volume::{
         cloud::{Cloud, OPERATION_TAG, Subject, Tags},
         disks::{self, Disks, Place, Reach, Shape},
@@ -49,7 +52,7 @@ pub const SECRET: &str = "nobody-prints-this";
 pub const RECOVERY_TAG: &str = "mysql-pitr:recovery";
 pub const CREATE_LIMIT: Duration = Duration::from_secs(60);
 /// Longer than a copy that failed is left alone, and than three of which what was lost turns up.
-const STEP_US: i64 = 11 * 60 * 1_000_000;
+const STEP_US: i64 = 11 * US_PER_MIN;
 /// So often EC2 is waited for before it counts as stuck.
 const WAITS_MAX: u32 = 4;
 

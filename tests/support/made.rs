@@ -15,7 +15,7 @@ use mysql_pitr::{
     },
     recover::plan::{Plan, Request, plan},
     store::{Put, filesystem::FilesystemStore},
-    support::clock::WallClock,
+    support::clock::{US_PER_S, WallClock},
 };
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -23,9 +23,8 @@ use uuid::Uuid;
 
 use super::node::SHARD;
 
-pub const SECOND_US: i64 = 1_000_000;
 /// 2026-01-01T00:00:00Z
-pub const EPOCH_US: i64 = 1_767_225_600 * SECOND_US;
+pub const EPOCH_US: i64 = 1_767_225_600 * US_PER_S;
 const VERSION: &str = "9.7.4";
 
 /// The server with this number.
@@ -47,7 +46,7 @@ pub fn gtids(of: u128, first: u64, last: u64) -> GtidSet {
 
 /// Seconds after the epoch of these histories.
 pub fn at(second: i64) -> i64 {
-    EPOCH_US + second * SECOND_US
+    EPOCH_US + second * US_PER_S
 }
 
 pub struct Made {
@@ -153,7 +152,7 @@ impl Made {
             timeline,
             place: BinlogPlace {
                 server_uuid: server(of),
-                label_ns: (EPOCH_US + i64::from(number) + i64::from(timeline) * SECOND_US) * 1000,
+                label_ns: (EPOCH_US + i64::from(number) + i64::from(timeline) * US_PER_S) * 1000,
                 name: format!("binlog.{number:06}"),
             },
             server_version: VERSION.to_owned(),

@@ -42,8 +42,6 @@ pub mod story;
 pub mod truth;
 pub mod volume_record;
 
-pub const US_PER_S: i64 = 1_000_000;
-
 /// A crontab line that is one second of one year.
 pub fn only_at(us: i64) -> String {
     let at = Timestamp::from_microsecond(us).unwrap().to_zoned(TimeZone::UTC);
